@@ -1,0 +1,64 @@
+// From the keyword arguments of Python, addresses and extents, to the problem structs of a backend. Rechecks what would
+// otherwise read foreign memory: nulls, extents, counts.
+// SPDX-License-Identifier: MIT
+#pragma once
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "numerics/problem.h"
+
+namespace hrel::bindings {
+
+using Address = std::uintptr_t;
+using Extents = std::array<Index, 3>;  // (N, F, D), or strides in elements
+
+template <class T>
+T* pointer(Address address, char const* name) {
+  if (address == 0) throw std::invalid_argument(std::string(name) + " must not be null");
+  return reinterpret_cast<T*>(address);
+}
+
+template <class Scalar>
+ActivationView<Scalar> activations(Address address, Extents shape, Extents strides) {
+  if (shape[0] < 1 || shape[1] < 1 || shape[2] < 1) throw std::invalid_argument("acts must have no empty extent");
+  return {pointer<Scalar const>(address, "acts_ptr"), shape[0], shape[1], shape[2], strides[0], strides[1], strides[2]};
+}
+
+template <class Scalar>
+LabelView<Scalar> labels(Address order, Address class_offsets, Address gram) {
+  return {pointer<Index const>(order, "order_ptr"), pointer<Index const>(class_offsets, "class_offsets_ptr"),
+          reinterpret_cast<Scalar const*>(gram)};
+}
+
+// Powers, poles and weights of numerics/rational_trace.h; none where no rational function is accurate enough.
+struct RationalLists {
+  std::vector<double> powers, poles, weights;
+};
+
+inline EntropyOrder entropy_order(double alpha, std::optional<RationalLists> const& lists) {
+  if (!(alpha > 0)) throw std::invalid_argument("alpha must be > 0");
+  EntropyOrder order{alpha, Spectrum::kEigenvalues, {}};
+  if (alpha == 2) {
+    order.spectrum = Spectrum::kSquare;
+  } else if (alpha == 3) {
+    order.spectrum = Spectrum::kCube;
+  } else if (lists) {
+    if (lists->powers.size() != kPowers || lists->poles.size() != kPoles || lists->weights.size() != kPoles) {
+      throw std::invalid_argument("a rational function has 3 powers, 10 poles and 10 weights");
+    }
+    order.spectrum = Spectrum::kRational;
+    for (int k = 0; k < kPowers; ++k) order.rational.power[k] = lists->powers[k];
+    for (int j = 0; j < kPoles; ++j) {
+      order.rational.pole[j] = lists->poles[j];
+      order.rational.weight[j] = lists->weights[j];
+    }
+  }
+  return order;
+}
+
+}  // namespace hrel::bindings

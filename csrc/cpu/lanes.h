@@ -1,0 +1,100 @@
+// Packs: several numbers side by side in one register, on GNU vector extensions alone. One pack holds the same element
+// of several matrices (or of one matrix at several widths), so lanes never mix and sums need no horizontal step.
+// SPDX-License-Identifier: MIT
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+#include "numerics/config.h"
+
+namespace hrel::cpu::HREL_LEVEL {
+
+// 256 bits where the level has them. AVX-512 gains from its 32 registers, not from wider packs, which would leave the
+// second-level cache.
+#if defined(__AVX2__)
+inline constexpr int kPackBytes = 32;
+typedef float FloatPack __attribute__((vector_size(32)));
+typedef double DoublePack __attribute__((vector_size(32)));
+typedef std::int32_t FloatExponent __attribute__((vector_size(32)));
+typedef std::int64_t DoubleExponent __attribute__((vector_size(32)));
+typedef std::int32_t DoubleStep __attribute__((vector_size(16)));  // a type that every level converts from double
+#else
+inline constexpr int kPackBytes = 16;
+typedef float FloatPack __attribute__((vector_size(16)));
+typedef double DoublePack __attribute__((vector_size(16)));
+typedef std::int32_t FloatExponent __attribute__((vector_size(16)));
+typedef std::int64_t DoubleExponent __attribute__((vector_size(16)));
+typedef std::int32_t DoubleStep __attribute__((vector_size(8)));
+#endif
+#if defined(__AVX512VL__)
+inline constexpr int kRegisters = 32;
+#else
+inline constexpr int kRegisters = 16;
+#endif
+
+template <class Pack>
+struct Lanes;
+
+template <>
+struct Lanes<FloatPack> {
+  using Scalar = float;
+  using Exponent = FloatExponent;
+  using Step = FloatExponent;
+  static constexpr int kCount = kPackBytes / sizeof(float);
+  static constexpr int kMantissaBits = 23, kExponentBias = 127, kExpTerms = 7;
+  static constexpr float kSmallestExponent = -126;
+  static constexpr float kNegligibleSquare = 1e-30F;  // below it a column counts as reduced; squares stay normal numbers
+};
+
+template <>
+struct Lanes<DoublePack> {
+  using Scalar = double;
+  using Exponent = DoubleExponent;
+  using Step = DoubleStep;
+  static constexpr int kCount = kPackBytes / sizeof(double);
+  static constexpr int kMantissaBits = 52, kExponentBias = 1023, kExpTerms = 14;
+  static constexpr double kSmallestExponent = -1022;
+  static constexpr double kNegligibleSquare = 1e-290;
+};
+
+template <class Pack>
+HREL_HD Pack splat(typename Lanes<Pack>::Scalar value) {
+  return value - Pack{};
+}
+
+template <class Pack>
+HREL_HD Pack square_root(Pack x) {
+  Pack root;
+  for (int lane = 0; lane < Lanes<Pack>::kCount; ++lane) root[lane] = std::sqrt(x[lane]);
+  return root;
+}
+
+// 1 - exp(-t) for t >= 0 to a small relative error also for tiny t: with -t = (k + r) ln 2, |r| <= 1/2, it is
+// -(2^k (2^r - 1) + (2^k - 1)). 2^r - 1 by its Taylor series, whose rest is below half a unit of the last place.
+// NaN stays NaN; infinity gives 1.
+template <class Pack>
+HREL_HD Pack one_minus_exp(Pack t) {
+  using L = Lanes<Pack>;
+  using Scalar = typename L::Scalar;
+  Pack const exponent = t * static_cast<Scalar>(-1.44269504088896340736);
+  Pack const smallest = splat<Pack>(L::kSmallestExponent);
+  Pack const x = exponent < smallest ? smallest : exponent;
+  auto const whole = __builtin_convertvector(x - Scalar(0.5), typename L::Step);  // truncates towards 0, x <= 0: nearest
+  Pack const r = x - __builtin_convertvector(whole, Pack);
+  constexpr auto kTaylor = [] {
+    struct {
+      Scalar value[L::kExpTerms];
+    } table{};
+    double term = 1;
+    for (int k = 0; k < L::kExpTerms; ++k) table.value[k] = static_cast<Scalar>(term *= 0.693147180559945309417 / (k + 1));
+    return table;
+  }();
+  Pack series = splat<Pack>(kTaylor.value[L::kExpTerms - 1]);
+#pragma GCC unroll 14
+  for (int k = L::kExpTerms - 2; k >= 0; --k) series = series * r + kTaylor.value[k];
+  auto const bits = (__builtin_convertvector(whole, typename L::Exponent) + L::kExponentBias) << L::kMantissaBits;
+  Pack const power = __builtin_bit_cast(Pack, bits);
+  return -(series * r * power + (power - 1));
+}
+
+}  // namespace hrel::cpu::HREL_LEVEL

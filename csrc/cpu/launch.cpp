@@ -1,0 +1,131 @@
+// Picks the ISA level and shares the tasks of a kernel among threads.
+// SPDX-License-Identifier: MIT
+#include "cpu/launch.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <thread>
+
+#include "cpu/triangle.h"
+
+namespace hrel::cpu {
+namespace {
+
+struct AlignedDelete {
+  void operator()(std::byte* memory) const { ::operator delete[](memory, std::align_val_t{kScratchAlignment}); }
+};
+using AlignedBytes = std::unique_ptr<std::byte[], AlignedDelete>;
+
+AlignedBytes allocate(Index bytes) {
+  return AlignedBytes(new (std::align_val_t{kScratchAlignment}) std::byte[static_cast<std::size_t>(bytes)]);
+}
+
+// Runs every task of the kernel once. Tasks are handed out as threads become free; the first exception is rethrown here.
+template <class Problem>
+void run_tasks(Kernel<Problem> const& kernel, Problem const& problem, NumThreads threads) {
+  Index const num_tasks = kernel.num_tasks(problem);
+  Index const bytes = kernel.scratch_bytes(problem);
+  std::atomic<Index> next{0};
+  std::exception_ptr failure;
+  std::mutex failure_mutex;
+  auto const work = [&] {
+    try {
+      AlignedBytes const scratch = allocate(bytes);
+      for (Index task = next++; task < num_tasks; task = next++) kernel.run(problem, task, scratch.get());
+    } catch (...) {
+      std::lock_guard const lock(failure_mutex);
+      if (!failure) failure = std::current_exception();
+      next = num_tasks;  // the others need not go on
+    }
+  };
+  Index const helpers = std::min<Index>(threads.value, num_tasks) - 1;
+  {
+    std::vector<std::jthread> team;
+    for (Index i = 0; i < helpers; ++i) team.emplace_back(work);
+    work();
+  }
+  if (failure) std::rethrow_exception(failure);
+}
+
+// From the shape alone, so that the sums, and with them the last bits, do not depend on the threads.
+template <class Scalar>
+Index num_slices(ActivationView<Scalar> const& acts) {
+  constexpr Index kMaxSlices = 16, kMinValues = 1024, kMaxBytes = Index{64} << 20;
+  Index const bytes = triangle_elements(acts.num_samples) * static_cast<Index>(sizeof(Scalar));
+  Index const by_work = acts.num_filters * acts.num_features / kMinValues;
+  return std::max<Index>(1, std::min({kMaxSlices, by_work, kMaxBytes / bytes}));
+}
+
+template <class Scalar>
+void layer_alignment(AlignmentProblem<Scalar> const& problem, LevelKernels<Scalar> const& kernels, NumThreads threads) {
+  Index const n = problem.acts.num_samples, elements = triangle_elements(n);
+  std::vector<Scalar> slices(static_cast<std::size_t>(num_slices(problem.acts) * elements));
+  LayerAlignment<Scalar> const layer{problem, num_slices(problem.acts), slices.data(), slices.data()};
+  run_tasks(kernels.layer_distances, layer, threads);
+  for (Index slice = 1; slice < layer.num_slices; ++slice) {
+    for (Index q = 0; q < elements; ++q) slices[q] += slices[slice * elements + q];
+  }
+  double sum = 0;
+  for_each_element(n, [&](Index offset, Index row, Index column, int copies) {
+    if (row < n && column < n) sum += copies * std::sqrt(static_cast<double>(slices[offset]));
+  });
+  problem.mean_distance[0] = static_cast<Scalar>(sum / (static_cast<double>(n) * static_cast<double>(n)));
+  run_tasks(kernels.layer_alignment, layer, threads);
+}
+
+template <class Scalar>
+void alignment(AlignmentProblem<Scalar> const& problem, LevelKernels<Scalar> const& kernels, NumThreads threads) {
+  if (problem.per_filter) {
+    run_tasks(kernels.filter_alignment, problem, threads);
+  } else {
+    layer_alignment(problem, kernels, threads);
+  }
+}
+
+}  // namespace
+
+std::vector<Level const*> usable_levels() {
+  std::vector<Level const*> levels;
+#if defined(HREL_X86_LEVELS)
+  bool const v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                  __builtin_cpu_supports("bmi2");
+  bool const v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd");
+  if (v4) levels.push_back(&kLevelV4);
+  if (v3) levels.push_back(&kLevelV3);
+#endif
+  levels.push_back(&kLevelBaseline);
+  return levels;
+}
+
+std::vector<char const*> built_levels() {
+#if defined(HREL_X86_LEVELS)
+  return {kLevelV4.name, kLevelV3.name, kLevelBaseline.name};
+#else
+  return {kLevelBaseline.name};
+#endif
+}
+
+void relevance(RelevanceProblem<float> const& problem, NumThreads threads, Level const& level) {
+  run_tasks(level.float_kernels.relevance, problem, threads);
+}
+
+void relevance(RelevanceProblem<double> const& problem, NumThreads threads, Level const& level) {
+  run_tasks(level.double_kernels.relevance, problem, threads);
+}
+
+void kernel_alignment(AlignmentProblem<float> const& problem, NumThreads threads, Level const& level) {
+  alignment(problem, level.float_kernels, threads);
+}
+
+void kernel_alignment(AlignmentProblem<double> const& problem, NumThreads threads, Level const& level) {
+  alignment(problem, level.double_kernels, threads);
+}
+
+}  // namespace hrel::cpu

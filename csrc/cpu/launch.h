@@ -1,0 +1,30 @@
+// What the bindings may call. Every function computes all of its problem before it returns, on `num_threads` threads; equal
+// operands give equal bits, whatever the number of threads.
+// SPDX-License-Identifier: MIT
+#pragma once
+#include <vector>
+
+#include "cpu/level.h"
+#include "numerics/problem.h"
+
+namespace hrel::cpu {
+
+struct NumThreads {
+  int value;
+};
+
+// The levels of this build that this processor can run, the best first; never empty.
+std::vector<Level const*> usable_levels();
+
+// The names of all levels of this build, the best first.
+std::vector<char const*> built_levels();
+
+// S(A_f) and S(A_f, B) of every filter. Throws std::bad_alloc, and std::runtime_error where eigenvalues do not converge.
+void relevance(RelevanceProblem<float> const& problem, NumThreads threads, Level const& level);
+void relevance(RelevanceProblem<double> const& problem, NumThreads threads, Level const& level);
+
+// Mean distance and alignment of every width, of each filter or of the layer. Throws std::bad_alloc.
+void kernel_alignment(AlignmentProblem<float> const& problem, NumThreads threads, Level const& level);
+void kernel_alignment(AlignmentProblem<double> const& problem, NumThreads threads, Level const& level);
+
+}  // namespace hrel::cpu

@@ -1,0 +1,63 @@
+// The structs that cross from the bindings to a backend: operands and results of one op, passed by value.
+// SPDX-License-Identifier: MIT
+#pragma once
+#include "numerics/config.h"
+#include "numerics/views.h"
+
+namespace hrel {
+
+// g(x) ~ sum_k power[k] x^(k+1) + sum_j weight[j] x / (x + pole[j]), see numerics/rational_trace.h.
+inline constexpr int kPowers = 3;
+inline constexpr int kPoles = 10;
+
+struct Rational {
+  double power[kPowers];
+  double pole[kPoles];
+  double weight[kPoles];
+};
+
+// How tr g(A) is found.
+enum class Spectrum {
+  kSquare,       // alpha = 2: tr A^2 is the squared Frobenius norm, no reduction
+  kCube,         // alpha = 3: tr A^3 of the tridiagonal form
+  kRational,     // one sweep per pole over the tridiagonal form, no eigenvalues; float32 only
+  kEigenvalues,  // any alpha, always in float64
+};
+
+struct EntropyOrder {
+  double alpha;
+  Spectrum spectrum;
+  Rational rational;  // read for kRational only
+};
+
+// The labels of the samples, as classes or as a kernel.
+template <class Scalar>
+struct LabelView {
+  Index const* order;          // [N] sample numbers, sorted by class
+  Index const* class_offsets;  // [N + 1] class c is order[class_offsets[c]] .. order[class_offsets[c + 1] - 1]
+  Scalar const* gram;          // [N, N] label kernel in the order of the samples; null: 1 within a class, 0 across
+};
+
+template <class Scalar>
+struct RelevanceProblem {
+  ActivationView<Scalar> acts;  // [N, F, D]
+  LabelView<Scalar> labels;
+  Scalar const* sigma;  // [F]
+  EntropyOrder order;
+  Scalar* entropy;        // [F] S(A_f), bits
+  Scalar* joint_entropy;  // [F] S(A_f, B), bits
+};
+
+// Alignment of the Gaussian kernel with the label kernel, for widths multiples[m] * mean distance.
+template <class Scalar>
+struct AlignmentProblem {
+  ActivationView<Scalar> acts;  // [N, F, D]
+  LabelView<Scalar> labels;
+  Scalar const* multiples;  // [M]
+  Index num_widths;
+  bool per_filter;        // R = F kernels, one per filter; else R = 1 kernel of the whole layer
+  Scalar* mean_distance;  // [R] mean of |x_i - x_j| over all N^2 pairs
+  Scalar* alignment;      // [R, M] 2 log2(<K, L> / (|K| |L|)), <= 0
+};
+
+}  // namespace hrel

@@ -1,0 +1,89 @@
+// tr g(T) of a tridiagonal T without eigenvalues: g(x) ~ sum_k c_k x^k + sum_j w_j x / (x + t_j) and
+//   tr T (T + t I)^-1 = n - t d/dt log det(T + t I),
+// where log det is the sum of the logarithms of the pivots of T + t I = L D L^T. Differentiating the recursion of the
+// pivots gives the trace in one sweep per pole: n steps, one division each.
+// SPDX-License-Identifier: MIT
+#pragma once
+#include "numerics/config.h"
+#include "numerics/problem.h"
+#include "numerics/views.h"
+
+namespace hrel {
+
+inline constexpr int kSweepsAtOnce = 5;  // independent chains of divisions: hides their latency, still fits 16 registers
+
+// The smallest pole from which the sum of lambda / (lambda + t) is taken as it is. Below, n minus the sum of
+// t / (lambda + t) is the accurate form: all of its terms are positive; above, that difference would cancel.
+inline constexpr double kSmallestDirectPole = 0.002;
+
+// trace[k] = tr T (T + shift[k] I)^-1 for kSweepsAtOnce poles, all direct or none. `lowest` takes the smallest pivot
+// seen; where it is not positive, T + t I was not positive definite and the traces mean nothing.
+template <bool kDirect, class Real>
+HREL_HD void resolvent_traces(TridiagonalView<Real> const& tri, Real const (&shift)[kSweepsAtOnce],
+                              Real (&trace)[kSweepsAtOnce], Real& lowest) {
+  Real inverse[kSweepsAtOnce], term[kSweepsAtOnce], sum[kSweepsAtOnce];
+#pragma GCC unroll 5
+  for (int k = 0; k < kSweepsAtOnce; ++k) {
+    Real const pivot = tri.diagonal[0] + shift[k];
+    lowest = pivot < lowest ? pivot : lowest;
+    inverse[k] = 1 / pivot;
+    sum[k] = term[k] = (kDirect ? tri.diagonal[0] : shift[k]) * inverse[k];
+  }
+  for (Index i = 1; i < tri.size; ++i) {
+    Real const squared = tri.off_diagonal[i - 1] * tri.off_diagonal[i - 1];
+#pragma GCC unroll 5
+    for (int k = 0; k < kSweepsAtOnce; ++k) {
+      Real const carried = squared * inverse[k];
+      Real const rest = tri.diagonal[i] - carried;
+      Real const pivot = rest + shift[k];
+      lowest = pivot < lowest ? pivot : lowest;
+      inverse[k] = 1 / pivot;
+      term[k] = ((kDirect ? rest - carried : shift[k]) + carried * term[k]) * inverse[k];
+      sum[k] += term[k];
+    }
+  }
+  Real const zero = tri.diagonal[0] - tri.diagonal[0];
+#pragma GCC unroll 5
+  for (int k = 0; k < kSweepsAtOnce; ++k) trace[k] = kDirect ? sum[k] : zero + static_cast<float>(tri.size) - sum[k];
+}
+
+// tr T, tr T^2, tr T^3.
+template <class Real>
+HREL_HD void power_sums(TridiagonalView<Real> const& tri, Real (&sums)[kPowers]) {
+  Real previous = tri.diagonal[0];
+  sums[0] = previous;
+  sums[1] = previous * previous;
+  sums[2] = previous * previous * previous;
+  for (Index i = 1; i < tri.size; ++i) {
+    Real const d = tri.diagonal[i], squared = tri.off_diagonal[i - 1] * tri.off_diagonal[i - 1];
+    sums[0] += d;
+    sums[1] += d * d + 2 * squared;
+    sums[2] += d * d * d + 3 * squared * (previous + d);
+    previous = d;
+  }
+}
+
+// tr g(T). `lowest` as in resolvent_traces, over all poles.
+template <class Real>
+HREL_HD Real rational_trace(TridiagonalView<Real> const& tri, Rational const& rational, Real& lowest) {
+  Real sums[kPowers];
+  power_sums(tri, sums);
+  Real const zero = tri.diagonal[0] - tri.diagonal[0];
+  lowest = zero + 1e30f;
+  Real total = zero;
+  for (int k = 0; k < kPowers; ++k) total += sums[k] * static_cast<float>(rational.power[k]);
+  static_assert(kPoles % kSweepsAtOnce == 0);
+  for (int first = 0; first < kPoles; first += kSweepsAtOnce) {
+    Real shift[kSweepsAtOnce], trace[kSweepsAtOnce];
+    for (int k = 0; k < kSweepsAtOnce; ++k) shift[k] = zero + static_cast<float>(rational.pole[first + k]);
+    if (rational.pole[first] >= kSmallestDirectPole) {
+      resolvent_traces<true>(tri, shift, trace, lowest);
+    } else {
+      resolvent_traces<false>(tri, shift, trace, lowest);
+    }
+    for (int k = 0; k < kSweepsAtOnce; ++k) total += trace[k] * static_cast<float>(rational.weight[first + k]);
+  }
+  return total;
+}
+
+}  // namespace hrel

@@ -1,0 +1,35 @@
+"""Pruning by relevance: the engine, training, costs, and files that always load."""
+# SPDX-License-Identifier: MIT
+
+try:
+    import accelerate  # noqa: F401
+    import safetensors  # noqa: F401
+    import torch_pruning  # noqa: F401
+except ImportError as error:
+    raise ImportError(f"hrel_ext.pruning needs {error.name}: pip install 'hrel_ext[prune]'") from error
+
+from hrel_ext.pruning.checkpoint import load_pruned, save_pruned
+from hrel_ext.pruning.cost import Cost, Latency, count, measure_latency
+from hrel_ext.pruning.pruner import Cycle, PruningResult, check_schedule, prune, remove_filters, schedule
+from hrel_ext.pruning.training import Epoch, Evaluation, Training, check_device, evaluate, train
+
+__all__ = [
+    "Cost",
+    "Cycle",
+    "Epoch",
+    "Evaluation",
+    "Latency",
+    "PruningResult",
+    "Training",
+    "check_device",
+    "check_schedule",
+    "count",
+    "evaluate",
+    "load_pruned",
+    "measure_latency",
+    "prune",
+    "remove_filters",
+    "save_pruned",
+    "schedule",
+    "train",
+]

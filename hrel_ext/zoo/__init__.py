@@ -1,0 +1,2 @@
+"""Networks and data sets of the paper's experiments, by name."""
+# SPDX-License-Identifier: MIT
