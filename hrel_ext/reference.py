@@ -79,12 +79,18 @@ def relevance_terms(
     if sigma is None or isinstance(sigma, str):
         sigma = kernel_width(acts, labels, per_filter=sigma == "filter", label_sigma=label_sigma)
     widths = torch.as_tensor(sigma, dtype=maps.dtype, device=maps.device).expand(num_filters)  # (F,)
-    a = _gaussian(_distances(maps), widths[:, None, None]) / num_samples  # (F, N, N)
-    b = _label_gram(labels, label_sigma, maps.dtype) / num_samples  # (N, N)
-    joint = a * b  # (F, N, N)
-    joint = joint / joint.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-    entropy, joint_entropy, label_entropy = _entropy(a, alpha), _entropy(joint, alpha), _entropy(b, alpha)
+    labels_gram = _label_gram(labels, label_sigma, maps.dtype)  # (N, N)
+    entropy, joint_entropy = entropies(maps.transpose(0, 1), labels_gram, widths, alpha)
+    label_entropy = _entropy(labels_gram / num_samples, alpha)
     return RelevanceTerms(entropy + label_entropy - joint_entropy, entropy, joint_entropy, label_entropy)
+
+
+def entropies(acts: Tensor, label_gram: Tensor, sigma: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """S(A_f) and S(A_f, B) in bits, (F,) each, from acts (N, F, D), a label kernel (N, N) and widths (F,)."""
+    a = _gaussian(_distances(acts.transpose(0, 1)), sigma[:, None, None]) / len(acts)  # (F, N, N)
+    joint = a * label_gram  # (F, N, N)
+    joint = joint / joint.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    return _entropy(a, alpha), _entropy(joint, alpha)
 
 
 @torch.no_grad()
@@ -119,19 +125,24 @@ def kernel_width(
     Source: HRel's published code, after Wickstrom et al., arXiv 1909.11396.
     """
     maps = _maps(acts)  # (F, N, D)
-    if not per_filter:
-        maps = maps.transpose(0, 1).flatten(1)[None]  # (1, N, F D)
-    distances = _distances(maps)  # (F or 1, N, N)
-    labels_gram = _label_gram(labels, label_sigma, maps.dtype)  # (N, N)
-    mean = distances.mean(dim=(-2, -1))  # (F or 1,)
     multiples = torch.linspace(low, high, num_widths, dtype=maps.dtype, device=maps.device)  # (M,)
-    alignment = torch.empty(len(maps), num_widths, dtype=maps.dtype, device=maps.device)  # (F or 1, M)
-    for m, multiple in enumerate(multiples):
-        k = _gaussian(distances, torch.where(mean > 0, multiple * mean, 1)[:, None, None])  # (F or 1, N, N)
-        norms = torch.linalg.matrix_norm(k) * torch.linalg.matrix_norm(labels_gram)  # (F or 1,)
-        alignment[:, m] = 2 * torch.log2((k * labels_gram).sum((-2, -1)) / norms)
+    labels_gram = _label_gram(labels, label_sigma, maps.dtype)  # (N, N)
+    mean, alignment = alignments(maps.transpose(0, 1), labels_gram, multiples, per_filter)
     widths = torch.where(mean > 0, multiples[alignment.argmax(-1)] * mean, 1)  # (F or 1,)
     return widths if per_filter else widths[0]
+
+
+def alignments(acts: Tensor, label_gram: Tensor, multiples: Tensor, per_filter: bool) -> tuple[Tensor, Tensor]:
+    """Mean distance (R,) and alignment (R, M) of the widths multiples (M,) times it, R = F per filter, else 1."""
+    points = acts.transpose(0, 1) if per_filter else acts.flatten(1)[None]  # (R, N, D) or (1, N, F D)
+    distances = _distances(points)  # (R, N, N)
+    mean = distances.mean(dim=(-2, -1))  # (R,)
+    alignment = acts.new_empty(len(points), len(multiples))  # (R, M)
+    for m, multiple in enumerate(multiples):
+        k = _gaussian(distances, torch.where(mean > 0, multiple * mean, 1)[:, None, None])  # (R, N, N)
+        norms = torch.linalg.matrix_norm(k) * torch.linalg.matrix_norm(label_gram)  # (R,)
+        alignment[:, m] = 2 * torch.log2((k * label_gram).sum((-2, -1)) / norms)
+    return mean, alignment
 
 
 def _maps(acts: Tensor) -> Tensor:

@@ -1,0 +1,80 @@
+"""Kernel widths by alignment with the labels, one for the layer or one per filter."""
+# SPDX-License-Identifier: MIT
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from hrel_ext import _ops
+from hrel_ext._batch import Batch, check_finite, positive, prepare
+
+
+def kernel_width(
+    acts: Tensor,
+    labels: Tensor,
+    *,
+    per_filter: bool = False,
+    low: float = 0.3,
+    high: float = 10.0,
+    num_widths: int = 300,
+    label_sigma: float = 0.1,
+) -> Tensor:
+    """Find the width whose Gaussian kernel K is aligned best with the kernel L of the labels.
+
+        argmax_sigma 2 log2(<K, L> / (|K| |L|)),   K_ij = exp(-|x_i - x_j|^2 / sigma^2),
+        sigma in linspace(low, high, num_widths) * mean_ij |x_i - x_j|,
+
+    the mean over all N^2 pairs. Of equal maxima the smallest width wins. Note sigma^2, not 2 sigma^2: HRel's convention.
+    The width of the layer follows HRel; with one per filter nearly all filters of a network look alike (docs/math.md).
+
+    Args:
+        acts: (N, F, *spatial), floating point, any strides; never modified.
+        labels: (N,), integer class ids >= 0 on the same device.
+        per_filter: one width per filter instead of one for the outputs of the whole layer.
+        low: smallest width, in mean distances, > 0.
+        high: largest width, in mean distances, >= low.
+        num_widths: number of equally spaced widths; HRel's grid is 300 from 0.3 to 10.
+        label_sigma: width of the kernel of the one-hot labels.
+
+    Returns:
+        () for the layer or (F,) per filter, in the units of ``acts``; float64 for float64 input, else float32. 1 where all
+        maps are equal, as every width then gives the same kernel. Not differentiable.
+
+    Raises:
+        TypeError, ValueError: naming the argument, its rule and the value; also where a value of ``acts`` is not finite.
+
+    Source: HRel's published code, after Wickstrom et al., arXiv 1909.11396.
+    """
+    low = positive("low", low)
+    if not isinstance(high, Real) or isinstance(high, bool):
+        raise TypeError(f"high must be a real number, got {type(high).__name__}")
+    if not (low <= float(high) < math.inf):
+        raise ValueError(f"high must be >= low = {low} and finite, got {high}")
+    if not isinstance(num_widths, int) or isinstance(num_widths, bool):
+        raise TypeError(f"num_widths must be an int, got {type(num_widths).__name__}")
+    if num_widths < 1:
+        raise ValueError(f"num_widths must be >= 1, got {num_widths}")
+    batch = prepare(acts, labels, label_sigma)
+    return aligned_width(batch, per_filter=per_filter, low=low, high=float(high), num_widths=num_widths)
+
+
+def aligned_width(
+    batch: Batch, *, per_filter: bool, low: float = 0.3, high: float = 10.0, num_widths: int = 300
+) -> Tensor:
+    """``kernel_width`` of a batch that is checked already."""
+    multiples = torch.linspace(low, high, num_widths, dtype=batch.acts.dtype, device=batch.acts.device)  # (M,)
+    if batch.acts.shape[1] == 0:  # a layer without filters: any width, and no distances to search
+        return batch.acts.new_ones(0) if per_filter else batch.acts.new_ones(())
+    mean_distance, alignment = _ops.kernel_alignment(
+        batch.acts, batch.order, batch.class_offsets, multiples, per_filter, batch.label_gram
+    )  # (R,), (R, M)
+    if per_filter:
+        check_finite(mean_distance)
+    if not mean_distance.isfinite().all():
+        value = mean_distance[~mean_distance.isfinite()][0].item()
+        raise ValueError(f"acts must be finite with finite pairwise distances, got a mean distance of {value}")
+    best = multiples[alignment.argmax(-1)] * mean_distance  # (R,); argmax takes the first maximum
+    best = torch.where(mean_distance > 0, best, torch.ones_like(best))
+    return best if per_filter else best[0]
