@@ -1,0 +1,123 @@
+// The scalar numerics by hand: 2 x 2 and 3 x 3 matrices and closed forms.
+// SPDX-License-Identifier: MIT
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "check.h"
+#include "numerics/eigenvalues.h"
+#include "numerics/entropy.h"
+#include "numerics/rational_trace.h"
+
+namespace hrel {
+namespace {
+
+void eigenvalues_of_small_matrices_are_their_closed_forms() {
+  double d2[] = {2, 2}, e2[] = {1, 0};
+  CHECK(eigenvalues({d2, e2, 2}));
+  std::sort(d2, d2 + 2);
+  CHECK_NEAR(d2[0], 1, 1e-15);
+  CHECK_NEAR(d2[1], 3, 1e-15);
+
+  // The second difference matrix of order n has the eigenvalues 2 - 2 cos(k pi / (n + 1)).
+  for (Index n : {1, 3, 10, 101}) {
+    std::vector<double> d(n, 2.0), e(n, -1.0);
+    CHECK(eigenvalues({d.data(), e.data(), n}));
+    std::sort(d.begin(), d.end());
+    double const pi = std::acos(-1.0);
+    for (Index k = 1; k <= n; ++k) CHECK_NEAR(d[k - 1], 2 - 2 * std::cos(k * pi / static_cast<double>(n + 1)), 1e-13);
+  }
+}
+
+void uncoupled_rows_are_their_own_eigenvalues() {
+  double d[] = {0.5, 0.25, 0, 0.25}, e[] = {0, 0, 0, 0};
+  CHECK(eigenvalues({d, e, 4}));
+  CHECK_NEAR(d[0], 0.5, 0);
+  CHECK_NEAR(d[2], 0, 0);
+}
+
+void a_matrix_with_nan_does_not_converge_and_says_so() {
+  double const nan = std::numeric_limits<double>::quiet_NaN();
+  double d[] = {1, 1, 1}, e[] = {nan, 1, 0};
+  CHECK(!eigenvalues({d, e, 3}));
+}
+
+void entropy_of_equal_eigenvalues_is_log2_n_for_every_alpha() {
+  for (Index n : {1, 2, 100}) {
+    std::vector<double> const spectrum(n, 1.0 / static_cast<double>(n));
+    for (double alpha : {0.1, 0.7, 0.99, 1.0, 1.01, 1.3, 1.31, 2.0, 50.0, 1000.0}) {
+      CHECK_NEAR(entropy_bits_of_eigenvalues(spectrum.data(), n, alpha), std::log2(static_cast<double>(n)), 1e-12);
+    }
+  }
+}
+
+void entropy_of_a_quarter_and_three_quarters_is_its_golden_number() {
+  double const spectrum[] = {0.25, 0.75, 0, -1e-17};  // a negative eigenvalue is rounding
+  CHECK_NEAR(entropy_bits_of_eigenvalues(spectrum, 4, 1), 2 - 0.75 * std::log2(3), 1e-15);
+  CHECK_NEAR(entropy_bits_of_eigenvalues(spectrum, 4, 2), -std::log2(0.625), 1e-15);
+  CHECK_NEAR(entropy_bits_of_eigenvalues(spectrum, 4, 3), -std::log2(28.0 / 64) / 2, 1e-15);
+  CHECK_NEAR(entropy_bits_of_eigenvalues(spectrum, 4, 0.5), 2 * std::log2((1 + std::sqrt(3)) / 2), 1e-15);
+}
+
+void the_two_forms_of_the_entropy_meet() {
+  double const spectrum[] = {0.6, 0.3, 0.1};
+  double const below = entropy_bits_of_eigenvalues(spectrum, 3, 1 + kLargestStableBeta);
+  double const above = entropy_bits_of_eigenvalues(spectrum, 3, 1 + kLargestStableBeta + 1e-9);
+  CHECK_NEAR(below, above, 1e-9);
+}
+
+void entropy_of_nan_is_nan() {
+  double const spectrum[] = {0.5, std::numeric_limits<double>::quiet_NaN()};
+  CHECK(std::isnan(entropy_bits_of_eigenvalues(spectrum, 2, 1.01)));
+  CHECK(std::isnan(entropy_bits_of_eigenvalues(spectrum, 2, 5)));
+}
+
+void power_sums_are_traces_of_powers() {
+  // T = [[1, 2, 0], [2, 3, 4], [0, 4, 5]]: tr T^2 = 75, tr T^3 = 581 (by multiplication).
+  double d[] = {1, 3, 5}, e[] = {2, 4, 0}, sums[kPowers];
+  power_sums(TridiagonalView<double>{d, e, 3}, sums);
+  CHECK_NEAR(sums[0], 9, 0);
+  CHECK_NEAR(sums[1], 75, 1e-13);
+  CHECK_NEAR(sums[2], 1 + 27 + 125 + 3 * 4 * (1 + 3) + 3 * 16 * (3 + 5), 1e-12);
+}
+
+void resolvent_traces_are_sums_over_eigenvalues() {
+  double d[] = {0.5, 0.3, 0.2}, e[] = {0.1, 0.05, 0};
+  double const shift[kSweepsAtOnce] = {1e-6, 1e-4, 0.01, 0.3, 2};
+  double direct[kSweepsAtOnce], indirect[kSweepsAtOnce], lowest = 1e30;
+  TridiagonalView<double> const tri{d, e, 3};
+  resolvent_traces<true>(tri, shift, direct, lowest);
+  resolvent_traces<false>(tri, shift, indirect, lowest);
+  CHECK(lowest > 0);
+  CHECK(eigenvalues(tri));
+  for (int k = 0; k < kSweepsAtOnce; ++k) {
+    double expected = 0;
+    for (double x : d) expected += x / (x + shift[k]);
+    CHECK_NEAR(direct[k], expected, 1e-13);
+    CHECK_NEAR(indirect[k], expected, 1e-7);  // 3 is added and taken away in float32
+  }
+}
+
+void an_indefinite_matrix_shows_a_pivot_that_is_not_positive() {
+  double d[] = {0.5, -0.2, 0.7}, e[] = {0.1, 0.1, 0}, lowest;
+  rational_trace(TridiagonalView<double>{d, e, 3}, Rational{{1, 0, 0}, {1e-6, 1, 1, 1, 1, 1, 1, 1, 1, 1}, {}}, lowest);
+  CHECK(lowest <= 0);
+}
+
+}  // namespace
+}  // namespace hrel
+
+int main() {
+  using namespace hrel;
+  eigenvalues_of_small_matrices_are_their_closed_forms();
+  uncoupled_rows_are_their_own_eigenvalues();
+  a_matrix_with_nan_does_not_converge_and_says_so();
+  entropy_of_equal_eigenvalues_is_log2_n_for_every_alpha();
+  entropy_of_a_quarter_and_three_quarters_is_its_golden_number();
+  the_two_forms_of_the_entropy_meet();
+  entropy_of_nan_is_nan();
+  power_sums_are_traces_of_powers();
+  resolvent_traces_are_sums_over_eigenvalues();
+  an_indefinite_matrix_shows_a_pivot_that_is_not_positive();
+  return test::result();
+}
