@@ -22,12 +22,10 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = Path(self.build_temp).resolve()
         options = [f"-D{name}={os.environ[name]}" for name in PASSED_THROUGH if name in os.environ]
-        subprocess.run(
-            ["cmake", "-G", "Ninja", "-S", str(Path(__file__).parent), "-B", str(build)]
-            + [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-            + [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}", "-DCMAKE_BUILD_TYPE=Release", *options],
-            check=True,
-        )
+        configure = ["cmake", "-G", "Ninja", "-S", str(Path(__file__).parent), "-B", str(build)]
+        configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+        configure += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}", "-DCMAKE_BUILD_TYPE=Release", *options]
+        subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "--target", "_C"], check=True)
 
 

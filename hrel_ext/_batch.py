@@ -1,4 +1,4 @@
-"""A mini-batch of activations and labels, checked and in the form that the ops take: every argument's rule is kept here."""
+"""A mini-batch of activations and labels, checked and in the form that the ops take: the rules of all arguments."""
 # SPDX-License-Identifier: MIT
 
 import math
@@ -70,7 +70,7 @@ def prepare(acts: Tensor, labels: Tensor, label_sigma: float) -> Batch:
     label_gram = None
     if across > NEGLIGIBLE_LABEL_KERNEL:
         same = labels[:, None] == labels[None, :]  # (N, N)
-        label_gram = torch.where(same, 1.0, across).to(maps.dtype)
+        label_gram = torch.where(same, maps.new_ones(()), maps.new_tensor(across))
     return Batch(maps, order, class_offsets, label_gram)
 
 

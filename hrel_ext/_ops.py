@@ -1,8 +1,8 @@
-"""The ops ``hrel_ext::relevance`` and ``hrel_ext::kernel_alignment``: checks, allocation and the calls of the native module.
+"""The ops ``hrel_ext::relevance`` and ``hrel_ext::kernel_alignment``: checks, allocation, calls of the native module.
 
-Operands common to both: acts (N, F, D), any strides; order (N,) int64, the samples sorted by class; class_offsets (N + 1,)
-int64, class c being ``order[class_offsets[c]:class_offsets[c + 1]]`` and unused entries N; label_gram (N, N) or None, a label
-kernel with unit diagonal in the order of the samples, which takes the place of the classes.
+Operands common to both: acts (N, F, D), any strides; order (N,) int64, sorted by class; class_offsets
+(N + 1,) int64, class c being ``order[class_offsets[c]:class_offsets[c + 1]]`` and unused entries N; label_gram (N, N) or
+None, a label kernel with unit diagonal in the order of the samples, which takes the place of the classes.
 """
 # SPDX-License-Identifier: MIT
 
@@ -34,8 +34,9 @@ def build_info() -> dict[str, Any]:
     """What was built and what runs here.
 
     Returns:
-        ``version``; ``isa_level`` in use on this processor ("x86-64", "x86-64-v3", "x86-64-v4") and ``isa_levels_built``;
-        ``cuda``, whether CUDA kernels were built, and ``cuda_architectures``, for which; ``compiler``.
+        ``version``; ``isa_level`` in use on this processor ("x86-64", "x86-64-v3", "x86-64-v4") and
+        ``isa_levels_built``; ``cuda``, whether CUDA kernels were built, and ``cuda_architectures``, for which;
+        ``compiler``.
     """
     architectures = [a for a in _C.cuda_architectures().split(";") if a]
     return {
@@ -90,8 +91,8 @@ def _fall_back(acts: Tensor, order: Tensor, class_offsets: Tensor, label_gram: T
     if acts.device.type not in _warned:
         _warned.add(acts.device.type)
         warnings.warn(
-            "this build of hrel_ext holds no CUDA kernels, and this version has none to build: hrel_ext.reference computes "
-            "on the device instead, by eigenvalues; the compiled kernels take CPU tensors",
+            "this build of hrel_ext holds no CUDA kernels, and this version has none to build: hrel_ext.reference "
+            "computes on the device instead, by eigenvalues; the compiled kernels take CPU tensors",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -107,16 +108,16 @@ def _fall_back(acts: Tensor, order: Tensor, class_offsets: Tensor, label_gram: T
 def relevance(
     acts: Tensor, order: Tensor, class_offsets: Tensor, sigma: Tensor, alpha: float, label_gram: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """S(A_f) and S(A_f, B) in bits, (F,) each and of the dtype of ``acts``; NaN for a filter with a value not finite."""
+    """S(A_f) and S(A_f, B) in bits, (F,) each, of the dtype of ``acts``; NaN for a filter with a value not finite."""
     _check(acts, order, class_offsets, label_gram, sigma=sigma)
     entropy, joint_entropy = torch.empty_like(sigma), torch.empty_like(sigma)  # (F,), (F,)
     if acts.shape[1] == 0:
         return entropy, joint_entropy
-    sorted_samples, class_offsets, sigma = _sample_order(order, label_gram), class_offsets.contiguous(), sigma.contiguous()
+    order, class_offsets, sigma = _sample_order(order, label_gram), class_offsets.contiguous(), sigma.contiguous()
     label_gram = None if label_gram is None else label_gram.contiguous()
     fit = _rational.fit(alpha, len(order)) if acts.dtype == torch.float32 else None
     _KERNELS[acts.dtype][0](
-        **_operands(acts, sorted_samples, class_offsets, label_gram),
+        **_operands(acts, order, class_offsets, label_gram),
         sigma_ptr=sigma.data_ptr(),
         alpha=alpha,
         rational=fit and _C.Rational(powers=fit.powers, poles=_rational.POLES.tolist(), weights=fit.weights),
@@ -151,10 +152,10 @@ def kernel_alignment(
     mean_distance, alignment = _empty_alignment(acts, multiples, per_filter)
     if acts.shape[1] == 0:
         return mean_distance.zero_(), alignment.zero_()
-    sorted_samples, class_offsets = _sample_order(order, label_gram), class_offsets.contiguous()
+    order, class_offsets = _sample_order(order, label_gram), class_offsets.contiguous()
     label_gram, multiples = None if label_gram is None else label_gram.contiguous(), multiples.contiguous()
     _KERNELS[acts.dtype][1](
-        **_operands(acts, sorted_samples, class_offsets, label_gram),
+        **_operands(acts, order, class_offsets, label_gram),
         multiples_ptr=multiples.data_ptr(),
         num_widths=len(multiples),
         per_filter=per_filter,

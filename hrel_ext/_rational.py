@@ -1,6 +1,7 @@
 """Weights of the rational function whose trace replaces the eigenvalues, with a bound on the entropy's error.
 
-With beta = alpha - 1 the entropy needs G = sum_i g(lambda_i), g(x) = x expm1(beta ln x) / beta (x ln x for beta = 0), and
+With beta = alpha - 1 the entropy needs G = sum_i g(lambda_i), g(x) = x expm1(beta ln x) / beta (x ln x for beta = 0),
+and
 
     g(x) ~ c1 x + c2 x^2 + c3 x^3 + sum_j w_j x / (x + t_j)
 

@@ -68,11 +68,10 @@ def prune_command(
     with Progress(*columns, console=console, transient=True) as bars:
         bar = _Bars(bars)
         observer = Observer(bar.on_stage, bar.on_epoch, bar.on_cycle, bar.scoring)
-        report = run(
-            recipe, splits, seed=seed, device=device, output=output, command=_command(), observer=observer
-        )
+        report = run(recipe, splits, seed=seed, device=device, output=output, command=_command(), observer=observer)
     console.print(_results_table(report))
-    console.print(f"{report['seconds']['total']:.0f} s on {device}; written to {output}/: model.safetensors, model.pt, plan.json, report.json")
+    files = "model.safetensors, model.pt, plan.json, report.json"
+    console.print(f"{report['seconds']['total']:.0f} s on {device}; written to {output}/: {files}")
 
 
 @app.command("doctor")
@@ -91,7 +90,9 @@ def doctor_command() -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
     table.add_row("GPU", f"{gpu} (torch built for CUDA {torch.version.cuda or 'not at all'})")
     table.add_row("relevance on CPU tensors", f"compiled kernels, {info['isa_level']}")
-    table.add_row("relevance on CUDA tensors", "compiled kernels" if info["cuda"] else "hrel_ext.reference, with a warning")
+    table.add_row(
+        "relevance on CUDA tensors", "compiled kernels" if info["cuda"] else "hrel_ext.reference, with a warning"
+    )
     console.print(table)
 
 
@@ -155,7 +156,9 @@ def _pairs(option: str, texts: list[str], kind: type) -> dict[str, float]:
         try:
             pairs[name] = kind(value)
         except ValueError:
-            raise ValueError(f"{option} must be LAYER={'NUMBER' if kind is float else 'INTEGER'}, got {text!r}") from None
+            raise ValueError(
+                f"{option} must be LAYER={'NUMBER' if kind is float else 'INTEGER'}, got {text!r}"
+            ) from None
     return pairs
 
 

@@ -81,7 +81,7 @@ def collect(
         for inputs, labels in progress(batches) if progress else batches:
             if leftover:
                 raise ValueError(
-                    f"batches must all have {size} samples like the first one, the last excepted, got one with {leftover}"
+                    f"batches must all have {size} samples like the first, the last excepted, got one with {leftover}"
                 )
             size = size or len(labels)
             if len(labels) != size:
@@ -127,7 +127,9 @@ def _targets(model: nn.Module, layers: Mapping[str, str | nn.Module] | Iterable[
         raise ValueError("layers must name at least one module, got none")
     for where in wanted.values():
         if isinstance(where, str) and where not in modules:
-            raise ValueError(f"layers must be among the model's modules ({', '.join(filter(None, modules))}), got {where!r}")
+            raise ValueError(
+                f"layers must be among the model's modules ({', '.join(filter(None, modules))}), got {where!r}"
+            )
     return {name: modules[where] if isinstance(where, str) else where for name, where in wanted.items()}
 
 

@@ -12,8 +12,8 @@ def label_entropy(class_offsets: Tensor, label_gram: Tensor | None, alpha: float
 
         S(B) = log2(sum_c p_c^alpha) / (1 - alpha),   -sum_c p_c log2 p_c for alpha = 1,
 
-    where p are the shares of the classes, which are the eigenvalues of B when L is 1 within a class and 0 across; else the
-    eigenvalues of ``label_gram`` / N.
+    where p are the shares of the classes, which are the eigenvalues of B when L is 1 within a class and 0 across; else
+    the eigenvalues of ``label_gram`` / N.
 
     Args:
         class_offsets: (N + 1,) int64, class c holds ``class_offsets[c + 1] - class_offsets[c]`` samples.

@@ -61,11 +61,19 @@ class _Clock:
 
 
 def run(
-    recipe: Recipe, splits: Splits, *, seed: int, device: str, output: Path, command: str, observer: Observer | None = None
+    recipe: Recipe,
+    splits: Splits,
+    *,
+    seed: int,
+    device: str,
+    output: Path,
+    command: str,
+    observer: Observer | None = None,
 ) -> dict[str, object]:
     """Run a recipe and write model.safetensors, model.pt, plan.json and report.json into ``output``.
 
-    Every epoch that is kept, of the whole and of the pruned network, is chosen on the validation split. The test split is
+    Every epoch that is kept, of the whole and of the pruned network, is chosen on the validation split. The test split
+    is
     read twice: once for the whole network, once for the pruned one.
 
     Args:

@@ -42,8 +42,8 @@ def relevance(
         acts: (N, F), (N, F, L), (N, F, H, W) or (N, F, T, H, W), float32 or float64 (half precision is converted to
             float32), any strides; never modified. An input that requires grad is detached.
         labels: (N,), integer class ids >= 0 on the same device; compared for equality only.
-        sigma: kernel width > 0, one number or a tensor (F,); None or "layer" takes the width of the layer that aligns best
-            with the labels of this batch, as HRel does; "filter" one per filter by the same rule.
+        sigma: kernel width > 0, one number or a tensor (F,); None or "layer" takes the width of the layer that aligns
+            best with the labels of this batch, as HRel does; "filter" one per filter by the same rule.
         alpha: order of the entropy, > 0; 1 is the Shannon limit, which HRel's published code uses.
         label_sigma: width of the label kernel; up to 0.2 it is 1 within a class and 0 across to all digits.
 
@@ -51,7 +51,8 @@ def relevance(
         (F,), bits, on the device of ``acts``; float64 for float64 input, else float32. Not differentiable.
 
     Raises:
-        TypeError, ValueError: naming the argument, its rule and the value; also where a value of ``acts`` is not finite.
+        TypeError, ValueError: naming the argument, its rule and the value; also where a value of ``acts`` is not
+        finite.
 
     Source: Sarvani, Ghorai, Dubey, Basha, HRel, Neural Networks 147 (2022), doi 10.1016/j.neunet.2021.12.017.
     """

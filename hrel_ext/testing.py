@@ -148,8 +148,11 @@ def offset(rng: Generator, *shape: int) -> Tensor:
 
 DATA: dict[str, Callable[..., Tensor]] = {
     maker.__name__: maker
-    for maker in (random, rectified, sparse, near_duplicates, dead, constant, some_dead)
-    + (outlier, far_outlier, line, two_groups, offset)
+    for group in (
+        (random, rectified, sparse, near_duplicates, dead, constant, some_dead),
+        (outlier, far_outlier, line, two_groups, offset),
+    )
+    for maker in group
 }
 
 

@@ -26,8 +26,9 @@ def kernel_width(
         argmax_sigma 2 log2(<K, L> / (|K| |L|)),   K_ij = exp(-|x_i - x_j|^2 / sigma^2),
         sigma in linspace(low, high, num_widths) * mean_ij |x_i - x_j|,
 
-    the mean over all N^2 pairs. Of equal maxima the smallest width wins. Note sigma^2, not 2 sigma^2: HRel's convention.
-    The width of the layer follows HRel; with one per filter nearly all filters of a network look alike (docs/math.md).
+    the mean over all N^2 pairs. Of equal maxima the smallest width wins. Note sigma^2, not 2 sigma^2: HRel's
+    convention. The width of the layer follows HRel; with one per filter nearly all filters of a network look alike
+    (docs/math.md).
 
     Args:
         acts: (N, F, *spatial), floating point, any strides; never modified.
@@ -39,11 +40,12 @@ def kernel_width(
         label_sigma: width of the kernel of the one-hot labels.
 
     Returns:
-        () for the layer or (F,) per filter, in the units of ``acts``; float64 for float64 input, else float32. 1 where all
-        maps are equal, as every width then gives the same kernel. Not differentiable.
+        () for the layer or (F,) per filter, in the units of ``acts``; float64 for float64 input, else float32. 1 where
+        all maps are equal, as every width then gives the same kernel. Not differentiable.
 
     Raises:
-        TypeError, ValueError: naming the argument, its rule and the value; also where a value of ``acts`` is not finite.
+        TypeError, ValueError: naming the argument, its rule and the value; also where a value of ``acts`` is not
+        finite.
 
     Source: HRel's published code, after Wickstrom et al., arXiv 1909.11396.
     """

@@ -125,7 +125,9 @@ def test_more_samples_than_any_mini_batch(rng, dtype, alpha):
 @pytest.mark.parametrize("alpha", (0.9, 1, 1.01, 1.3, 1.5, 2, 3))
 def test_closed_forms(alpha):
     labels = torch.tensor([0] * 8 + [1] * 4 + [2] * 4)
-    acts = 1e3 * torch.stack([torch.zeros(16), labels, torch.arange(16)], 1)  # (16, 3): constant, the label, all far apart
+    acts = 1e3 * torch.stack(
+        [torch.zeros(16), labels, torch.arange(16)], 1
+    )  # (16, 3): constant, the label, all far apart
     shares = torch.tensor([1 / 2, 1 / 4, 1 / 4], dtype=torch.float64)
     bits = 1.5 if alpha == 1 else math.log2((shares**alpha).sum().item()) / (1 - alpha)
     terms = hrel_ext.relevance_terms(acts, labels, sigma=1.0, alpha=alpha)

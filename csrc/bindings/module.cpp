@@ -1,5 +1,5 @@
-// The native module: a table of contents. Tensors arrive as addresses with extents and strides; no torch, no arithmetic.
-// SPDX-License-Identifier: MIT
+// The native module: a table of contents. Tensors arrive as addresses with extents and strides; no torch, no
+// arithmetic. SPDX-License-Identifier: MIT
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -114,7 +114,8 @@ HREL_HD void alignment_of_widths(AlignmentProblem<Scalar> const& problem, Scalar
   }
   double alignment[kLanes];
   alignment_of_kernels(
-      problem.labels, n, inverse_sigma, [&](Index offset) { return splat<Pack>(distances[offset]); }, kernel, alignment);
+      problem.labels, n, inverse_sigma, [&](Index offset) { return splat<Pack>(distances[offset]); }, kernel,
+      alignment);
   for (int lane = 0; lane < num_widths; ++lane) {
     problem.alignment[first_width + lane] = static_cast<Scalar>(alignment[lane]);
   }

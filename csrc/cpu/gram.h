@@ -1,5 +1,5 @@
-// Squared distances d2_ij = |x_i - x_j|^2 of the maps of several filters at once, one filter a lane. The differences are
-// squared as they are: the product form |x_i|^2 + |x_j|^2 - 2 x_i.x_j would cancel for outliers and offsets.
+// Squared distances d2_ij = |x_i - x_j|^2 of the maps of several filters at once, one filter a lane. The differences
+// are squared as they are: the product form |x_i|^2 + |x_j|^2 - 2 x_i.x_j would cancel for outliers and offsets.
 // SPDX-License-Identifier: MIT
 #pragma once
 #include "cpu/lanes.h"
@@ -36,13 +36,15 @@ struct FilterSource {
     }
     for (int lane = 0; lane < Lanes<Pack>::kCount; ++lane) {
       Scalar const* const row = map + (lane < num_filters ? lane : 0) * acts.filter_stride;
-      for (Index p = 0; p < positions; ++p) write(p, lane, static_cast<Value>(row[p * acts.feature_stride]) * scale[lane]);
+      for (Index p = 0; p < positions; ++p)
+        write(p, lane, static_cast<Value>(row[p * acts.feature_stride]) * scale[lane]);
     }
   }
 };
 
-// The values begin .. end - 1 of a sample's whole output (F D values), dealt to the lanes in turn: their sum over the lanes
-// is the squared distance of the layer. Any order of the F D values will do, so memory order is taken where they are dense.
+// The values begin .. end - 1 of a sample's whole output (F D values), dealt to the lanes in turn: their sum over the
+// lanes is the squared distance of the layer. Any order of the F D values will do, so memory order is taken where they
+// are dense.
 template <class Scalar, class Pack>
 struct LayerSource {
   using Value = typename Lanes<Pack>::Scalar;
@@ -79,9 +81,8 @@ HREL_HD void stage(ActivationView<Scalar> const& acts, Index const* order, Sourc
       for (Index p = 0; p < positions; ++p) out[p * kTile] = Pack{};
       continue;
     }
-    source.copy(order[row], first, positions, [&](Index p, int lane, typename L::Scalar value) {
-      out[p * kTile][lane] = value;
-    });
+    source.copy(order[row], first, positions,
+                [&](Index p, int lane, typename L::Scalar value) { out[p * kTile][lane] = value; });
   }
 }
 

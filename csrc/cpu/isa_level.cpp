@@ -1,6 +1,6 @@
-// The kernels of one ISA level. Compiled once per level, with HREL_LEVEL its namespace and HREL_LEVEL_NAME its name; all
-// code below it lives in that namespace or is always inlined, so that no instruction of one level gets into another.
-// SPDX-License-Identifier: MIT
+// The kernels of one ISA level. Compiled once per level, with HREL_LEVEL its namespace and HREL_LEVEL_NAME its name;
+// all code below it lives in that namespace or is always inlined, so that no instruction of one level gets into
+// another. SPDX-License-Identifier: MIT
 #include "cpu/alignment.h"
 #include "cpu/level.h"
 #include "cpu/relevance.h"

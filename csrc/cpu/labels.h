@@ -1,5 +1,5 @@
-// The label kernel by its elements that are not 0. Samples stand sorted by class, so that those of a class form one block.
-// SPDX-License-Identifier: MIT
+// The label kernel by its elements that are not 0. Samples stand sorted by class, so that those of a class form one
+// block. SPDX-License-Identifier: MIT
 #pragma once
 #include "cpu/triangle.h"
 #include "numerics/problem.h"

@@ -43,7 +43,8 @@ struct Lanes<FloatPack> {
   static constexpr int kCount = kPackBytes / sizeof(float);
   static constexpr int kMantissaBits = 23, kExponentBias = 127, kExpTerms = 7;
   static constexpr float kSmallestExponent = -126;
-  static constexpr float kNegligibleSquare = 1e-30F;  // below it a column counts as reduced; squares stay normal numbers
+  static constexpr float kNegligibleSquare =
+      1e-30F;  // below it a column counts as reduced; squares stay normal numbers
 };
 
 template <>
@@ -79,14 +80,16 @@ HREL_HD Pack one_minus_exp(Pack t) {
   Pack const exponent = t * static_cast<Scalar>(-1.44269504088896340736);
   Pack const smallest = splat<Pack>(L::kSmallestExponent);
   Pack const x = exponent < smallest ? smallest : exponent;
-  auto const whole = __builtin_convertvector(x - Scalar(0.5), typename L::Step);  // truncates towards 0, x <= 0: nearest
+  auto const whole =
+      __builtin_convertvector(x - Scalar(0.5), typename L::Step);  // truncates towards 0, x <= 0: nearest
   Pack const r = x - __builtin_convertvector(whole, Pack);
   constexpr auto kTaylor = [] {
     struct {
       Scalar value[L::kExpTerms];
     } table{};
     double term = 1;
-    for (int k = 0; k < L::kExpTerms; ++k) table.value[k] = static_cast<Scalar>(term *= 0.693147180559945309417 / (k + 1));
+    for (int k = 0; k < L::kExpTerms; ++k)
+      table.value[k] = static_cast<Scalar>(term *= 0.693147180559945309417 / (k + 1));
     return table;
   }();
   Pack series = splat<Pack>(kTaylor.value[L::kExpTerms - 1]);

@@ -25,7 +25,8 @@ AlignedBytes allocate(Index bytes) {
   return AlignedBytes(new (std::align_val_t{kScratchAlignment}) std::byte[static_cast<std::size_t>(bytes)]);
 }
 
-// Runs every task of the kernel once. Tasks are handed out as threads become free; the first exception is rethrown here.
+// Runs every task of the kernel once. Tasks are handed out as threads become free; the first exception is rethrown
+// here.
 template <class Problem>
 void run_tasks(Kernel<Problem> const& kernel, Problem const& problem, NumThreads threads) {
   Index const num_tasks = kernel.num_tasks(problem);

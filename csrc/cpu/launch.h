@@ -1,6 +1,5 @@
-// What the bindings may call. Every function computes all of its problem before it returns, on `num_threads` threads; equal
-// operands give equal bits, whatever the number of threads.
-// SPDX-License-Identifier: MIT
+// What the bindings may call. Every function computes all of its problem before it returns, on `num_threads` threads;
+// equal operands give equal bits, whatever the number of threads. SPDX-License-Identifier: MIT
 #pragma once
 #include <vector>
 
@@ -19,7 +18,8 @@ std::vector<Level const*> usable_levels();
 // The names of all levels of this build, the best first.
 std::vector<char const*> built_levels();
 
-// S(A_f) and S(A_f, B) of every filter. Throws std::bad_alloc, and std::runtime_error where eigenvalues do not converge.
+// S(A_f) and S(A_f, B) of every filter. Throws std::bad_alloc, and std::runtime_error where eigenvalues do not
+// converge.
 void relevance(RelevanceProblem<float> const& problem, NumThreads threads, Level const& level);
 void relevance(RelevanceProblem<double> const& problem, NumThreads threads, Level const& level);
 

@@ -1,5 +1,5 @@
-// What one ISA level offers: kernels made of tasks that do not depend on each other, so that any thread may run any of them.
-// SPDX-License-Identifier: MIT
+// What one ISA level offers: kernels made of tasks that do not depend on each other, so that any thread may run any of
+// them. SPDX-License-Identifier: MIT
 #pragma once
 #include <cstddef>
 

@@ -35,7 +35,8 @@ struct RelevanceScratch {
   TridiagonalView<double> single;  // [N] one lane of it
 };
 
-// triangle = A - 11'/N = -(1 - exp(-d2 / sigma^2)) / N, padding 0. Returns 0, or NaN for a lane with a value not finite.
+// triangle = A - 11'/N = -(1 - exp(-d2 / sigma^2)) / N, padding 0. Returns 0, or NaN for a lane with a value not
+// finite.
 template <class Pack>
 HREL_HD Pack centred_gaussian(Pack* triangle, Index n, Pack inverse_sigma) {
   using Scalar = typename Lanes<Pack>::Scalar;
@@ -92,7 +93,8 @@ HREL_HD void tridiagonalise_class_blocks(LabelView<Scalar> const& labels, Releva
   }
 }
 
-// Tridiagonal form of A o B for any label kernel B. Of it, the mean of B times 11'/N is kept out: all of it where A = 11'/N.
+// Tridiagonal form of A o B for any label kernel B. Of it, the mean of B times 11'/N is kept out: all of it where A =
+// 11'/N.
 template <class Scalar, class Pack>
 HREL_HD void tridiagonalise_joint(LabelView<Scalar> const& labels, RelevanceScratch<Pack> const& s) {
   using Value = typename Lanes<Pack>::Scalar;
@@ -147,7 +149,8 @@ HREL_HD void entropies_of_tridiagonal(EntropyOrder const& order, RelevanceScratc
   }
 }
 
-// Filters first_filter .. first_filter + num_filters - 1, at most one a lane; true for those left to the eigenvalue route.
+// Filters first_filter .. first_filter + num_filters - 1, at most one a lane; true for those left to the eigenvalue
+// route.
 template <class Pack, class Scalar>
 HREL_HD void relevance_of_group(RelevanceProblem<Scalar> const& problem, Index first_filter, int num_filters,
                                 Scratch memory, bool* doubtful) {

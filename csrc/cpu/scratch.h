@@ -1,6 +1,5 @@
-// Scratch memory of one thread, dealt out piece by piece. Without memory it only counts the bytes, so that a kernel states
-// its need by the same code that uses it.
-// SPDX-License-Identifier: MIT
+// Scratch memory of one thread, dealt out piece by piece. Without memory it only counts the bytes, so that a kernel
+// states its need by the same code that uses it. SPDX-License-Identifier: MIT
 #pragma once
 #include <cstddef>
 

@@ -20,8 +20,8 @@ HREL_HD Index element_offset(Index row, Index column) {
   return tile_offset(row / kTile, column / kTile) + row % kTile * kTile + column % kTile;
 }
 
-// Calls visit(offset, row, column, copies) for every element that the triangle stores: copies says how many elements of the
-// full matrix it stands for (2 below the diagonal tiles, else 1). Rows and columns past `size` are padding.
+// Calls visit(offset, row, column, copies) for every element that the triangle stores: copies says how many elements of
+// the full matrix it stands for (2 below the diagonal tiles, else 1). Rows and columns past `size` are padding.
 template <class Visit>
 HREL_HD void for_each_element(Index size, Visit const& visit) {
   Index offset = 0;

@@ -1,6 +1,6 @@
-// Householder reduction of several symmetric matrices at once, one matrix a lane, to tridiagonal form. Per step, update and
-// next product share one pass over the triangle: A <- A - v w' - w v', then y = A x (three multiply-adds per element).
-// SPDX-License-Identifier: MIT
+// Householder reduction of several symmetric matrices at once, one matrix a lane, to tridiagonal form. Per step, update
+// and next product share one pass over the triangle: A <- A - v w' - w v', then y = A x (three multiply-adds per
+// element). SPDX-License-Identifier: MIT
 #pragma once
 #include <cmath>
 
@@ -79,7 +79,8 @@ HREL_HD Pack dot(Pack const* x, Pack const* y, Index size) {
 // Reduces the triangle of A - shift 11'/n (overwritten) to the tridiagonal form of A. Scratch: reduction_elements(n).
 //
 // The rank-one part is kept out because it may be all there is (a dead filter): its rounding would hide the rest. The
-// first reflector takes 1/sqrt(n) to -e_{n-1}, so that the part returns as `shift` added to one element of the diagonal.
+// first reflector takes 1/sqrt(n) to -e_{n-1}, so that the part returns as `shift` added to one element of the
+// diagonal.
 template <class Pack>
 HREL_HD void tridiagonalise(Pack* triangle, TridiagonalView<Pack> const& tri, Pack shift, Pack* scratch) {
   using L = Lanes<Pack>;

@@ -12,8 +12,8 @@ namespace hrel {
 
 inline constexpr int kMaxSweepsPerEigenvalue = 60;  // 2 are usual; more than 30 has not been seen
 
-// Overwrites tri.diagonal by the eigenvalues, unordered, and tri.off_diagonal by scratch. False if the iteration did not
-// converge, which non-finite entries bring about.
+// Overwrites tri.diagonal by the eigenvalues, unordered, and tri.off_diagonal by scratch. False if the iteration did
+// not converge, which non-finite entries bring about.
 HREL_HD bool eigenvalues(TridiagonalView<double> const& tri) {
   double* const d = tri.diagonal;
   double* const e2 = tri.off_diagonal;  // squared
@@ -22,8 +22,10 @@ HREL_HD bool eigenvalues(TridiagonalView<double> const& tri) {
     double const row = std::fabs(d[i]) + (i + 1 < tri.size ? std::fabs(e2[i]) : 0);
     norm = row > norm ? row : norm;
   }
-  // Absolute, not relative to the neighbours: an eigenvalue below eps |T| is rounding anyway, and low rank deflates at once.
-  double const negligible = std::numeric_limits<double>::epsilon() * norm * std::numeric_limits<double>::epsilon() * norm;
+  // Absolute, not relative to the neighbours: an eigenvalue below eps |T| is rounding anyway, and low rank deflates at
+  // once.
+  double const negligible =
+      std::numeric_limits<double>::epsilon() * norm * std::numeric_limits<double>::epsilon() * norm;
   for (Index i = 0; i + 1 < tri.size; ++i) e2[i] *= e2[i];
 
   for (Index l = 0; l < tri.size; ++l) {

@@ -1,9 +1,10 @@
 // From a spectrum to the matrix-based Renyi entropy in bits, beta = alpha - 1:
-//   S = -log1p(beta G) / (beta ln 2),  G = sum_i g(lambda_i),  g(x) = x expm1(beta ln x) / beta   (x ln x for beta = 0),
+//   S = -log1p(beta G) / (beta ln 2),  G = sum_i g(lambda_i),  g(x) = x expm1(beta ln x) / beta   (x ln x for beta =
+//   0),
 // which divides nothing by 1 - alpha and so does not cancel near alpha = 1; far from it 1 + beta G cancels instead, and
 //   S = log2(sum_i lambda_i^alpha) / (1 - alpha).
-// Source: Sanchez Giraldo, Rao, Principe, IEEE Trans. Inf. Theory 61 (2015), definition 2, with the first form for rounding.
-// SPDX-License-Identifier: MIT
+// Source: Sanchez Giraldo, Rao, Principe, IEEE Trans. Inf. Theory 61 (2015), definition 2, with the first form for
+// rounding. SPDX-License-Identifier: MIT
 #pragma once
 #include <cmath>
 

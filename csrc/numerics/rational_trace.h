@@ -10,7 +10,8 @@
 
 namespace hrel {
 
-inline constexpr int kSweepsAtOnce = 5;  // independent chains of divisions: hides their latency, still fits 16 registers
+inline constexpr int kSweepsAtOnce =
+    5;  // independent chains of divisions: hides their latency, still fits 16 registers
 
 // The smallest pole from which the sum of lambda / (lambda + t) is taken as it is. Below, n minus the sum of
 // t / (lambda + t) is the accurate form: all of its terms are positive; above, that difference would cancel.

@@ -5,7 +5,8 @@
 
 namespace hrel {
 
-// The maps of a layer, [N, F, D]: D values per filter and sample. Any strides, so NCHW and channels_last are both read in place.
+// The maps of a layer, [N, F, D]: D values per filter and sample. Any strides, so NCHW and channels_last are both read
+// in place.
 template <class Scalar>
 struct ActivationView {
   Scalar const* data;
@@ -17,7 +18,8 @@ struct ActivationView {
   }
 };
 
-// A symmetric tridiagonal matrix of `size` rows; off_diagonal[i] couples the rows i and i + 1. Real is a number or a pack of lanes.
+// A symmetric tridiagonal matrix of `size` rows; off_diagonal[i] couples the rows i and i + 1. Real is a number or a
+// pack of lanes.
 template <class Real>
 struct TridiagonalView {
   Real* diagonal;      // [size]

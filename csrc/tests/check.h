@@ -1,5 +1,5 @@
-// CHECK and CHECK_NEAR: print file, line and values of every failure; a NaN fails. `return hrel::test::result();` ends main.
-// SPDX-License-Identifier: MIT
+// CHECK and CHECK_NEAR: print file, line and values of every failure; a NaN fails. `return hrel::test::result();` ends
+// main. SPDX-License-Identifier: MIT
 #pragma once
 #include <cmath>
 #include <cstdio>

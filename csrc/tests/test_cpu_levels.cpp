@@ -13,7 +13,8 @@
 namespace hrel {
 namespace {
 
-// Weights of the rational function for alpha = 1.01, as hrel_ext/_rational.py fits them; off by 2.6e-8 nats an eigenvalue.
+// Weights of the rational function for alpha = 1.01, as hrel_ext/_rational.py fits them; off by 2.6e-8 nats an
+// eigenvalue.
 constexpr Rational kRational101{
     {1.0340182341810706, 0.29040293642334947, -0.020818918386567464},
     {5.000000000000002e-07, 9.013210057872118e-06, 7.423729481901062e-05, 0.00042440662534676314, 0.001941518939346035,
@@ -29,15 +30,23 @@ constexpr Data kAllData[] = {Data::kGauss,          Data::kRectified, Data::kDea
 template <class Scalar>
 struct Layer {
   Index n, filters, features;
-  std::vector<Scalar> acts;             // [N, F, D]
-  std::vector<Index> order, offsets;    // [N], [N + 1]
-  std::vector<int> labels;              // [N]
-  std::vector<Scalar> sigma, gram;      // [F], [N, N] or empty
-  std::vector<Scalar> entropy, joint;   // [F]
+  std::vector<Scalar> acts;            // [N, F, D]
+  std::vector<Index> order, offsets;   // [N], [N + 1]
+  std::vector<int> labels;             // [N]
+  std::vector<Scalar> sigma, gram;     // [F], [N, N] or empty
+  std::vector<Scalar> entropy, joint;  // [F]
 
   Layer(Index n, Index filters, Index features, int classes, Data data, unsigned seed)
-      : n(n), filters(filters), features(features), acts(n * filters * features), order(n), offsets(n + 1, n),
-        labels(n), sigma(filters), entropy(filters), joint(filters) {
+      : n(n),
+        filters(filters),
+        features(features),
+        acts(n * filters * features),
+        order(n),
+        offsets(n + 1, n),
+        labels(n),
+        sigma(filters),
+        entropy(filters),
+        joint(filters) {
     std::mt19937 random(seed);
     std::normal_distribution<double> normal;
     for (Index i = 0; i < n; ++i) {
@@ -55,7 +64,8 @@ struct Layer {
       }
     }
     for (Index f = 0; f < filters; ++f) {
-      sigma[f] = static_cast<Scalar>(std::sqrt(static_cast<double>(features)) * (0.5 + 0.25 * static_cast<double>(f % 7)));
+      sigma[f] =
+          static_cast<Scalar>(std::sqrt(static_cast<double>(features)) * (0.5 + 0.25 * static_cast<double>(f % 7)));
     }
     std::iota(order.begin(), order.end(), Index{0});
     std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) { return labels[a] < labels[b]; });
@@ -65,9 +75,7 @@ struct Layer {
     }
   }
 
-  ActivationView<Scalar> view() const {
-    return {acts.data(), n, filters, features, filters * features, features, 1};
-  }
+  ActivationView<Scalar> view() const { return {acts.data(), n, filters, features, filters * features, features, 1}; }
   LabelView<Scalar> label_view() const { return {order.data(), offsets.data(), gram.empty() ? nullptr : gram.data()}; }
 
   RelevanceProblem<Scalar> problem(EntropyOrder const& alpha) {
@@ -212,9 +220,9 @@ void alignments_are_their_definition(cpu::Level const& level, double tolerance) 
     std::vector<Scalar> const multiples{Scalar(0.3), Scalar(0.7), 1, Scalar(1.5), 2, 3, 5, 7, 9, 10, 20};
     Index const rows = per_filter ? layer.filters : 1, widths = static_cast<Index>(multiples.size()), n = layer.n;
     std::vector<Scalar> mean(rows), alignment(rows * widths);
-    cpu::kernel_alignment({layer.view(), layer.label_view(), multiples.data(), widths, per_filter, mean.data(),
-                           alignment.data()},
-                          cpu::NumThreads{2}, level);
+    cpu::kernel_alignment(
+        {layer.view(), layer.label_view(), multiples.data(), widths, per_filter, mean.data(), alignment.data()},
+        cpu::NumThreads{2}, level);
     for (Index row = 0; row < rows; ++row) {
       std::vector<double> squared(n * n);
       double sum = 0;

@@ -28,7 +28,7 @@ def save_pruned(
     model_name: str | None = None,
     **details: object,
 ) -> None:
-    """Write a pruned network: ``model.safetensors``, ``model.pt`` (the same state dict for torch.load) and ``plan.json``.
+    """Write a pruned network: ``model.safetensors``, ``model.pt`` (the state dict for torch.load), ``plan.json``.
 
     Each file appears whole or not at all, and the plan, which holds the hash of the weights, comes last: a folder from
     an interrupted save does not load as a mixture of two networks.
@@ -70,7 +70,7 @@ def save_pruned(
 
 
 def load_pruned(directory: str | os.PathLike, model_fn: Callable[[], nn.Module] | None = None) -> nn.Module:
-    """Rebuild a pruned network from its folder: the unpruned architecture, without the removed filters, with the weights.
+    """Rebuild a pruned network from its folder: the architecture without the removed filters, with the weights.
 
     Args:
         directory: written by `save_pruned`.
@@ -89,7 +89,9 @@ def load_pruned(directory: str | os.PathLike, model_fn: Callable[[], nn.Module] 
         got = plan.get("schema_version")
         raise ValueError(f"schema_version of {directory / PLAN} must be {SCHEMA_VERSION}, got {got!r}")
     if model_fn is None and plan["model"] not in MODELS:
-        raise ValueError(f"model_fn must be given unless the model is one of {', '.join(MODELS)}, got {plan['model']!r}")
+        raise ValueError(
+            f"model_fn must be given unless the model is one of {', '.join(MODELS)}, got {plan['model']!r}"
+        )
     weights = (directory / plan["weights"]["file"]).read_bytes()
     if (digest := hashlib.sha256(weights).hexdigest()) != plan["weights"]["sha256"]:
         raise ValueError(f"sha256 of {WEIGHTS} must be the {plan['weights']['sha256']} of its plan, got {digest}")

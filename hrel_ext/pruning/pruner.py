@@ -150,7 +150,9 @@ def num_removed(num_filters: int, share: float, limit: int) -> int:
     return min(int(share * num_filters) + 1, num_filters - limit)
 
 
-def schedule(num_filters: Mapping[str, int], limits: Mapping[str, int], shares: Mapping[str, float]) -> list[dict[str, int]]:
+def schedule(
+    num_filters: Mapping[str, int], limits: Mapping[str, int], shares: Mapping[str, float]
+) -> list[dict[str, int]]:
     """The filters per layer before the first cycle and after each one, without touching a network.
 
     Args:
@@ -197,12 +199,16 @@ def check_schedule(
         if name not in convolutions:
             raise ValueError(f"limits must name convolutions of the model ({', '.join(convolutions)}), got {name!r}")
         if convolutions[name].groups != 1:
-            raise ValueError(f"limits must name ungrouped convolutions, got {name!r} with {convolutions[name].groups} groups")
+            raise ValueError(
+                f"limits must name ungrouped convolutions, got {name!r} with {convolutions[name].groups} groups"
+            )
         width = convolutions[name].out_channels
         if not 1 <= limit <= width:
             raise ValueError(f"limits[{name!r}] must be between 1 and the {width} filters of the layer, got {limit}")
     if shares.keys() != limits.keys():
-        raise ValueError(f"shares must name the same layers as limits ({', '.join(limits)}), got {', '.join(shares) or 'none'}")
+        raise ValueError(
+            f"shares must name the same layers as limits ({', '.join(limits)}), got {', '.join(shares) or 'none'}"
+        )
     for name, share in shares.items():
         if not 0 < share < 1:
             raise ValueError(f"shares[{name!r}] must be above 0 and below 1, got {share}")
@@ -244,9 +250,13 @@ def remove_filters(model: nn.Module, example_inputs: Tensor, removed: Mapping[st
             graph = torch_pruning.DependencyGraph().build_dependency(model, (example_inputs.to(device),))
             group = graph.get_pruning_group(layer, torch_pruning.prune_conv_out_channels, sorted(indices))
             if not graph.check_pruning_group(group):
-                raise ValueError(f"removed must leave at least one channel in every layer, got {len(indices)} for {name!r}")
+                raise ValueError(
+                    f"removed must leave at least one channel in every layer, got {len(indices)} for {name!r}"
+                )
             group.prune()
             if layer.out_channels != expected:
-                raise RuntimeError(f"layer {name!r} must have {expected} filters after pruning, got {layer.out_channels}")
+                raise RuntimeError(
+                    f"layer {name!r} must have {expected} filters after pruning, got {layer.out_channels}"
+                )
     for name, parameter in model.named_parameters():  # new parameters are born trainable
         parameter.requires_grad_(trainable[name])

@@ -123,7 +123,9 @@ def train(
             total += loss.detach()
         mean = total.item() / len(train_batches)
         if not math.isfinite(mean):
-            raise RuntimeError(f"training diverged: the loss is {mean} in epoch {number} at learning rate {learning_rate}")
+            raise RuntimeError(
+                f"training diverged: the loss is {mean} in epoch {number} at learning rate {learning_rate}"
+            )
         history.append(Epoch(number, mean, evaluate(plain, validation_batches)))
         best = max(history, key=lambda epoch: (epoch.validation.accuracy, -epoch.validation.loss))
         if best is history[-1]:

@@ -13,7 +13,7 @@ LENET5_MNIST = Recipe(
     cycle=Stage(epochs=1, learning_rate=0.02),
     final=Stage(epochs=12, learning_rate=0.05),
     source=(
-        "HRel's code for LeNet-5 (batch, momentum, weight decay, shares, limits, scored tensor, alpha). Departs from it in "
-        "training: one cycle of 10, 1 and 12 epochs instead of 40 epochs in steps each time."
+        "HRel's code for LeNet-5 (batch, momentum, weight decay, shares, limits, scored tensor, alpha). Departs from "
+        "it in training: one cycle of 10, 1 and 12 epochs instead of 40 epochs in steps each time."
     ),
 )

@@ -32,7 +32,8 @@ class Recipe:
             beyond the limit.
         scored: layer to the module whose output is scored for it: the convolution itself (HRel on LeNet-5), or what
             follows it, such as the pool.
-        sigma: kernel width when scoring: "layer" (aligned per layer, HRel's), "filter" (aligned per filter), or a number.
+        sigma: kernel width when scoring: "layer" (aligned per layer, HRel's), "filter" (aligned per filter), or a
+            number.
         alpha: order of the entropy; 1 is what HRel's published code computes.
         baseline: training of the whole network before the first cycle.
         cycle: retraining after each cycle.

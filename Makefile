@@ -1,0 +1,41 @@
+# Short names for the commands. PYTHON: Python 3.10 or newer; everything is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: prune test bench format clean
+
+# A real CNN pruned on real images, from nothing: about a minute once PyTorch is there.
+prune: $(VENV)/installed
+	$(BIN)/hrel prune lenet5 --data digits
+
+# The C++ tests, then the Python ones. HREL_DATA_DIR adds the tests on real MNIST.
+test: $(VENV)/installed-test
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/ctest -DHREL_PYTHON=OFF -DHREL_TESTS=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/ctest
+	PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir build/ctest --output-on-failure
+	$(BIN)/python -m pytest
+
+# Ours against plain PyTorch, side by side; the JSON goes to results/.
+bench: $(VENV)/installed-test
+	$(BIN)/python -m pytest benchmarks -s --benchmark-json=results/bench_relevance.json
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+
+clean:
+	rm -rf $(VENV) build
+
+SOURCES := $(shell find csrc hrel_ext -name '*.so' -prune -o -type f -not -name '*.pyc' -print) CMakeLists.txt setup.py pyproject.toml
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet '.[prune,cli,zoo]'
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet '.[prune,cli,zoo,test]' 'cmake>=3.22,<5' 'ninja>=1.11'
+	touch $@
