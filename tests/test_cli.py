@@ -1,0 +1,99 @@
+"""The command line as users type it: a short run on real digits, help, doctor, and mistakes."""
+# SPDX-License-Identifier: MIT
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hrel_ext.pruning import load_pruned
+from hrel_ext.zoo.data import mnist
+
+needs_mnist = pytest.mark.skipif(
+    not os.environ.get("HREL_DATA_DIR"), reason="needs MNIST: HREL_DATA_DIR is not set to a folder that holds MNIST/raw"
+)
+
+
+def hrel(*arguments, cwd=None):
+    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "hrel_ext.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=cwd,
+        env=environment,
+    )
+
+
+def test_prune_writes_a_report_and_a_network_that_loads(tmp_path):
+    options = [
+        "--epochs",
+        "2",
+        "--cycle-epochs",
+        "1",
+        "--final-epochs",
+        "2",
+        "--limit",
+        "conv1=17",
+        "--limit",
+        "conv2=30",
+    ]
+    done = hrel("prune", "lenet5", *options, "--percent", "conv2=20", "--seed", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "lenet5 on digits, seed 3" in done.stdout and "test accuracy" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    folder = tmp_path / "runs/lenet5-digits"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["filters"] == {"before": {"conv1": 20, "conv2": 50}, "after": {"conv1": 17, "conv2": 30}}
+    assert [cycle["filters"]["conv2"] for cycle in report["cycles"]] == [39, 31, 30]
+    assert report["seed"] == 3 and report["environment"]["torch"] == torch.__version__
+    assert report["before"]["conv_macs"] == 1_888_000
+    assert report["after"]["conv_macs"] == 24 * 24 * 17 * 25 + 8 * 8 * 30 * 17 * 25
+    assert len(report["cycles"][0]["relevance_mean_bits"]["conv2"]) == 50
+    for side in ("before", "after"):
+        assert 0 < report[side]["test_accuracy"] <= 1 and report[side]["latency_ms"] > 0
+    assert load_pruned(folder).conv2.weight.shape == (30, 17, 5, 5)
+
+
+def test_help_and_doctor():
+    done = hrel("--help")
+    assert done.returncode == 0 and "prune" in done.stdout and "doctor" in done.stdout
+    done = hrel("doctor")
+    assert done.returncode == 0, done.stderr
+    for line in ("ISA level in use", "CUDA kernels built", torch.__version__):
+        assert line in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    (
+        (["alexnet"], "MODEL and --data must be one of: lenet5 --data digits, lenet5 --data mnist; got alexnet"),
+        (["lenet5", "--limit", "conv1"], "--limit must be LAYER=INTEGER, got 'conv1'"),
+        (["lenet5", "--limit", "conv7=3"], "limits must name convolutions of the model (conv1, conv2), got 'conv7'"),
+        (["lenet5", "--percent", "conv1=200"], "shares['conv1'] must be above 0 and below 1, got 2.0"),
+        (["lenet5", "--sigma", "-1"], "--sigma must be layer, filter or a number > 0, got '-1'"),
+        (["lenet5", "--alpha", "0"], "--alpha must be > 0 and finite, got 0.0"),
+        (["lenet5", "--device", "tpu"], "device must be cpu or cuda, got 'tpu'"),
+        (["lenet5", "--data", "mnist", "--data-dir", "nowhere"], "no MNIST in 'nowhere'"),
+    ),
+)
+def test_a_mistake_ends_in_one_line_and_status_2(arguments, message, tmp_path):
+    done = hrel("prune", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@needs_mnist
+def test_mnist_is_split_without_overlap_and_scaled():
+    splits = mnist(None, seed=0)
+    assert [len(splits.train), len(splits.validation), len(splits.test)] == [55_000, 5_000, 10_000]
+    assert splits.test.images.shape == (10_000, 1, 28, 28) and splits.test.images.dtype == torch.float32
+    assert splits.test.images.min() == 0 and splits.test.images.max() == 1
+    assert splits.test.labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    both = torch.cat([splits.train.labels, splits.validation.labels]).bincount().tolist()
+    assert both == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
