@@ -1,8 +1,8 @@
 """The ops ``hrel_ext::relevance`` and ``hrel_ext::kernel_alignment``: checks, allocation, calls of the native module.
 
 Operands common to both: acts (N, F, D), any strides; order (N,) int64, sorted by class; class_offsets
-(N + 1,) int64, class c being ``order[class_offsets[c]:class_offsets[c + 1]]`` and unused entries N; label_gram (N, N) or
-None, a label kernel with unit diagonal in the order of the samples, which takes the place of the classes.
+(N + 1,) int64, class c being ``order[class_offsets[c]:class_offsets[c + 1]]`` and unused entries N; label_gram (N, N)
+or None, a label kernel with unit diagonal in the order of the samples, which takes the place of the classes.
 """
 # SPDX-License-Identifier: MIT
 

@@ -1,4 +1,4 @@
-"""An include or import that follows no arrow of docs/architecture.md fails here; so does a file that no arrow mentions."""
+"""An include or import that follows no arrow of docs/architecture.md fails, and a file that no arrow mentions."""
 # SPDX-License-Identifier: MIT
 
 import ast

@@ -1,4 +1,4 @@
-"""Pruning on small networks: what goes, what stays, what is refused; and what the costs and the files say afterwards."""
+"""Pruning on small networks: what goes, what stays, what is refused; what costs and files say afterwards."""
 # SPDX-License-Identifier: MIT
 
 import copy
