@@ -79,7 +79,11 @@ def doctor_command() -> None:
     """Print versions, the kernels that were built, and what a call would run on this machine."""
     info = build_info()
     table = Table(title="hrel doctor", show_header=False)
-    for package in ("hrel_ext", "torch", "numpy", "torch-pruning", "accelerate", "torchvision", "scikit-learn"):
+    table.add_row("hrel_ext", info["version"])
+    table.add_row(
+        "torch", torch.__version__
+    )  # with its build, such as +cpu or +cu130, which the package's version omits
+    for package in ("numpy", "torch-pruning", "accelerate", "torchvision", "scikit-learn"):
         table.add_row(package, _version(package))
     table.add_row("python", sys.version.split()[0])
     table.add_row("compiler", info["compiler"])
@@ -100,8 +104,8 @@ def main() -> None:
     """Entry point: a mistake of the user ends in one line and exit status 2, without a traceback."""
     try:
         app()
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        Console(stderr=True).print(f"hrel: {error}", style="red", markup=False, highlight=False)
+    except (ValueError, OSError, ImportError) as error:
+        Console(stderr=True).print(f"hrel: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
 
 
@@ -128,7 +132,9 @@ class _Bars:
         self._bars.console.print(f"cycle {cycle.number}: {filters}; validation accuracy {100 * cycle.accuracy:.2f} %")
 
     def scoring(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        yield from self._bars.track(batches, total=len(batches), description="scoring the filters")
+        task = self._bars.add_task("scoring the filters", total=len(batches))
+        yield from self._bars.track(batches, task_id=task)
+        self._bars.remove_task(task)  # or every cycle would leave a full bar on the screen
 
 
 def _recipe(

@@ -73,8 +73,7 @@ def run(
     """Run a recipe and write model.safetensors, model.pt, plan.json and report.json into ``output``.
 
     Every epoch that is kept, of the whole and of the pruned network, is chosen on the validation split. The test split
-    is
-    read twice: once for the whole network, once for the pruned one.
+    is read twice: once for the whole network, once for the pruned one.
 
     Args:
         recipe: what to train, prune and retrain.

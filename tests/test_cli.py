@@ -84,8 +84,15 @@ def test_help_and_doctor():
 def test_a_mistake_ends_in_one_line_and_status_2(arguments, message, tmp_path):
     done = hrel("prune", *arguments, cwd=tmp_path)
     assert done.returncode == 2
-    assert message in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
+    assert message in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_is_a_file_ends_in_one_line_and_status_2(tmp_path):
+    (tmp_path / "taken").touch()
+    done = hrel("prune", "lenet5", "--output", "taken", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "taken" in done.stderr and "Traceback" not in done.stderr
 
 
 @needs_mnist

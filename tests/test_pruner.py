@@ -71,6 +71,16 @@ def test_removal_equals_masking(network, batches, rng):
     assert network.conv2.weight.grad.shape == (46, 17, 5, 5)
 
 
+def test_frozen_layers_and_modes_stay_as_they_were(network):
+    network.train()
+    network.relu1.eval()
+    network.conv1.requires_grad_(False)
+    remove_filters(network, torch.zeros(1, 1, 28, 28), {"conv1": [3]})
+    assert network.conv1.out_channels == 19  # the tracer of Torch-Pruning alone does not see a frozen layer
+    assert not network.conv1.weight.requires_grad and network.conv2.weight.requires_grad
+    assert network.training and network.conv1.training and not network.relu1.training
+
+
 def test_of_equal_scores_the_lower_index_goes_first(network, batches):
     with torch.no_grad():
         network.conv1.weight.zero_()
@@ -135,6 +145,11 @@ def test_macs_and_parameters_of_lenet5_are_their_closed_forms(network):
     assert count(network, image).conv_macs == 38_400
     latency = measure_latency(network, image, runs=3, warmup=1)
     assert latency.median_ms > 0 and latency.batch_size == 3 and latency.device == "cpu"
+
+
+def test_grouped_and_repeated_layers_count_what_they_multiply():
+    shared = nn.Conv2d(6, 6, 3, padding=1, groups=3)  # each output value reads 2 channels
+    assert count(nn.Sequential(shared, shared), torch.zeros(2, 6, 5, 7)).macs == 2 * (6 * 5 * 7) * (2 * 9)
 
 
 def test_a_saved_network_gives_the_same_outputs_in_a_fresh_process(network, batches, rng, tmp_path):

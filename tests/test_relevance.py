@@ -19,7 +19,7 @@ fixed_seed = hypothesis.settings(derandomize=True, deadline=None, max_examples=4
 def oracle(acts, labels, sigma, alpha, label_sigma=0.1):
     sigma = sigma.double() if isinstance(sigma, torch.Tensor) else sigma
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # eigvalsh of small matrices spins on more: seconds instead of milliseconds on a busy machine
+    torch.set_num_threads(1)  # more of them make eigvalsh of small matrices many times slower on a busy machine
     try:
         return reference.relevance_terms(acts.double(), labels, sigma=sigma, alpha=alpha, label_sigma=label_sigma)
     finally:
@@ -40,8 +40,11 @@ def problem(rng, num_samples=33, num_filters=9, map_shape=(3, 2), num_classes=5,
     return acts, labels
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
-@pytest.mark.parametrize("case", testing.CASES, ids=str)
+# The order of the entropy has no part in how memory is read.
+PAIRS = [(case, alpha) for case in testing.CASES for alpha in ALPHAS if alpha == 1.01 or case.layout == "contiguous"]
+
+
+@pytest.mark.parametrize(("case", "alpha"), PAIRS, ids=str)
 def test_every_case_agrees_with_the_oracle(case, alpha):
     acts, labels = case.make()
     sigma = case.sigma(acts)
