@@ -4,7 +4,7 @@
 import subprocess
 import sys
 
-OPTIONAL = ("torchvision", "torch_pruning", "typer", "rich", "matplotlib", "sklearn", "accelerate", "safetensors")
+OPTIONAL = "torchvision torch_pruning typer rich matplotlib sklearn accelerate safetensors jinja2".split()
 
 
 def run(code: str) -> subprocess.CompletedProcess:

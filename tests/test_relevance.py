@@ -145,6 +145,17 @@ def test_closed_forms(alpha):
     assert terms.relevance.tolist() == pytest.approx([0, bits, bits], abs=2 * tolerance)
 
 
+@pytest.mark.parametrize("alpha", (1.01, 1.2, 1.3))
+@pytest.mark.parametrize("num_samples", (106, 114, 120, 124, 207, 220, 237, 260))
+def test_equal_eigenvalues_do_not_add_up_their_rounding(num_samples, alpha):
+    # Far-apart samples: all terms of a sum over the spectrum are equal, so a running sum rounds them the same way.
+    acts = 1e3 * torch.arange(float(num_samples))[:, None]
+    terms = hrel_ext.relevance_terms(acts, torch.arange(num_samples) % 10, sigma=1.0, alpha=alpha)
+    tolerance = testing.tolerance_bits(torch.float32, num_samples, alpha)
+    assert terms.entropy.item() == pytest.approx(math.log2(num_samples), abs=tolerance)
+    assert terms.joint_entropy.item() == pytest.approx(math.log2(num_samples), abs=tolerance)
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
 @pytest.mark.parametrize("shape", ((), (7,), (3, 5), (2, 3, 5)), ids=str)
 def test_memory_layout_does_not_change_the_answer(rng, shape, dtype):

@@ -13,6 +13,9 @@ namespace hrel {
 inline constexpr int kSweepsAtOnce =
     5;  // independent chains of divisions: hides their latency, still fits 16 registers
 
+// Rows per partial sum. Where all eigenvalues are equal, a long float32 sum rounds every term the same way: 3e-5 bits.
+inline constexpr Index kRowsAtOnce = 16;
+
 // The smallest pole from which the sum of lambda / (lambda + t) is taken as it is. Below, n minus the sum of
 // t / (lambda + t) is the accurate form: all of its terms are positive; above, that difference would cancel.
 inline constexpr double kSmallestDirectPole = 0.002;
@@ -22,13 +25,15 @@ inline constexpr double kSmallestDirectPole = 0.002;
 template <bool kDirect, class Real>
 HREL_HD void resolvent_traces(TridiagonalView<Real> const& tri, Real const (&shift)[kSweepsAtOnce],
                               Real (&trace)[kSweepsAtOnce], Real& lowest) {
-  Real inverse[kSweepsAtOnce], term[kSweepsAtOnce], sum[kSweepsAtOnce];
+  Real const zero = tri.diagonal[0] - tri.diagonal[0];
+  Real inverse[kSweepsAtOnce], term[kSweepsAtOnce], sum[kSweepsAtOnce], total[kSweepsAtOnce];
 #pragma GCC unroll 5
   for (int k = 0; k < kSweepsAtOnce; ++k) {
     Real const pivot = tri.diagonal[0] + shift[k];
     lowest = pivot < lowest ? pivot : lowest;
     inverse[k] = 1 / pivot;
     sum[k] = term[k] = (kDirect ? tri.diagonal[0] : shift[k]) * inverse[k];
+    total[k] = zero;
   }
   for (Index i = 1; i < tri.size; ++i) {
     Real const squared = tri.off_diagonal[i - 1] * tri.off_diagonal[i - 1];
@@ -42,26 +47,42 @@ HREL_HD void resolvent_traces(TridiagonalView<Real> const& tri, Real const (&shi
       term[k] = ((kDirect ? rest - carried : shift[k]) + carried * term[k]) * inverse[k];
       sum[k] += term[k];
     }
-  }
-  Real const zero = tri.diagonal[0] - tri.diagonal[0];
+    if (i % kRowsAtOnce == 0) {
 #pragma GCC unroll 5
-  for (int k = 0; k < kSweepsAtOnce; ++k) trace[k] = kDirect ? sum[k] : zero + static_cast<float>(tri.size) - sum[k];
+      for (int k = 0; k < kSweepsAtOnce; ++k) {
+        total[k] += sum[k];
+        sum[k] = zero;
+      }
+    }
+  }
+#pragma GCC unroll 5
+  for (int k = 0; k < kSweepsAtOnce; ++k) {
+    total[k] += sum[k];
+    trace[k] = kDirect ? total[k] : zero + static_cast<float>(tri.size) - total[k];
+  }
 }
 
 // tr T, tr T^2, tr T^3.
 template <class Real>
 HREL_HD void power_sums(TridiagonalView<Real> const& tri, Real (&sums)[kPowers]) {
   Real previous = tri.diagonal[0];
-  sums[0] = previous;
-  sums[1] = previous * previous;
-  sums[2] = previous * previous * previous;
+  Real const zero = previous - previous;
+  Real part[kPowers] = {previous, previous * previous, previous * previous * previous};
+  for (int k = 0; k < kPowers; ++k) sums[k] = zero;
   for (Index i = 1; i < tri.size; ++i) {
     Real const d = tri.diagonal[i], squared = tri.off_diagonal[i - 1] * tri.off_diagonal[i - 1];
-    sums[0] += d;
-    sums[1] += d * d + 2 * squared;
-    sums[2] += d * d * d + 3 * squared * (previous + d);
+    part[0] += d;
+    part[1] += d * d + 2 * squared;
+    part[2] += d * d * d + 3 * squared * (previous + d);
     previous = d;
+    if (i % kRowsAtOnce == 0) {
+      for (int k = 0; k < kPowers; ++k) {
+        sums[k] += part[k];
+        part[k] = zero;
+      }
+    }
   }
+  for (int k = 0; k < kPowers; ++k) sums[k] += part[k];
 }
 
 // tr g(T). `lowest` as in resolvent_traces, over all poles.
