@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 prune: $(VENV)/installed
 	$(BIN)/hrel prune lenet5 --data digits
 
-# The C++ tests, then the Python ones. HREL_DATA_DIR adds the tests on real MNIST.
+# The C++ tests, then the Python ones, on an editable install: Python finds the source tree first when it runs in it.
+# HREL_DATA_DIR adds the tests on real MNIST.
 test: $(VENV)/installed-test
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/ctest -DHREL_PYTHON=OFF -DHREL_TESTS=ON
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/ctest
@@ -37,5 +38,5 @@ $(VENV)/installed: $(VENV)/bin/python $(SOURCES)
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/bin/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet '.[prune,cli,zoo,test]' 'cmake>=3.22,<5' 'ninja>=1.11'
+	$(BIN)/python -m pip install --quiet -e '.[prune,cli,zoo,test]' 'cmake>=3.22,<5' 'ninja>=1.11'
 	touch $@
