@@ -80,9 +80,7 @@ def doctor_command() -> None:
     info = build_info()
     table = Table(title="hrel doctor", show_header=False)
     table.add_row("hrel_ext", info["version"])
-    table.add_row(
-        "torch", torch.__version__
-    )  # with its build, such as +cpu or +cu130, which the package's version omits
+    table.add_row("torch", torch.__version__)  # names its build, such as +cpu, which the package's version omits
     for package in ("numpy", "torch-pruning", "accelerate", "torchvision", "scikit-learn"):
         table.add_row(package, _version(package))
     table.add_row("python", sys.version.split()[0])

@@ -166,6 +166,8 @@ def run(
         result,
         input_shape=tuple(example.shape[1:]),
         model_name=recipe.model,
+        recipe=report["recipe"],
+        environment=report["environment"],
         seed=seed,
         test_accuracy=after["test_accuracy"],
         validation_accuracy=after["validation_accuracy"],

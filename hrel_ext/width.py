@@ -69,14 +69,43 @@ def aligned_width(
     multiples = torch.linspace(low, high, num_widths, dtype=batch.acts.dtype, device=batch.acts.device)  # (M,)
     if batch.acts.shape[1] == 0:  # a layer without filters: any width, and no distances to search
         return batch.acts.new_ones(0) if per_filter else batch.acts.new_ones(())
-    mean_distance, alignment = _ops.kernel_alignment(
-        batch.acts, batch.order, batch.class_offsets, multiples, per_filter, batch.label_gram
-    )  # (R,), (R, M)
+    mean_distance, best = _search(batch, multiples, per_filter)  # (R,), (R,)
+    scale = _underflow_scale(batch.acts, mean_distance, per_filter)  # (R,) or None
+    if scale is not None:
+        rows = scale[None, :, None] if per_filter else scale  # against (N, F, D)
+        mean_distance, best = (
+            x / scale for x in _search(batch._replace(acts=batch.acts * rows), multiples, per_filter)
+        )
     if per_filter:
         check_finite(mean_distance)
     if not mean_distance.isfinite().all():
         value = mean_distance[~mean_distance.isfinite()][0].item()
         raise ValueError(f"acts must be finite with finite pairwise distances, got a mean distance of {value}")
-    best = multiples[alignment.argmax(-1)] * mean_distance  # (R,); argmax takes the first maximum
     best = torch.where(mean_distance > 0, best, torch.ones_like(best))
     return best if per_filter else best[0]
+
+
+def _search(batch: Batch, multiples: Tensor, per_filter: bool) -> tuple[Tensor, Tensor]:
+    """Mean distance (R,) and the best of the widths ``multiples`` (M,) times it (R,); R = F per filter, else 1."""
+    mean_distance, alignment = _ops.kernel_alignment(
+        batch.acts, batch.order, batch.class_offsets, multiples, per_filter, batch.label_gram
+    )  # (R,), (R, M)
+    return mean_distance, multiples[alignment.argmax(-1)] * mean_distance  # argmax takes the first maximum
+
+
+def _underflow_scale(acts: Tensor, mean_distance: Tensor, per_filter: bool) -> Tensor | None:
+    """Powers of two (R,) that bring maps whose squared distances underflow near 1; None where there are none.
+
+    Equal maps of ordinary size have a mean distance of 0 as well: only where the values themselves are tiny can two
+    different ones be closer than ``smallest``.
+    """
+    limits = torch.finfo(acts.dtype)
+    smallest = (limits.tiny / limits.eps) ** 0.5  # the square keeps all of its digits
+    if not (mean_distance < smallest).any():
+        return None
+    largest = acts.abs().amax((0, 2) if per_filter else (0, 1, 2)).reshape(-1)  # (R,)
+    affected = (mean_distance < smallest) & (largest > 0) & (largest < smallest / limits.eps)
+    if not affected.any():
+        return None
+    exponent = torch.frexp(largest).exponent.clamp(min=round(math.log2(limits.tiny)))  # (R,)
+    return torch.where(affected, torch.exp2(-exponent.to(acts.dtype)), 1)

@@ -110,3 +110,15 @@ def test_no_filters_have_no_widths():
     acts, labels = torch.empty(6, 0, 4), torch.arange(6)
     assert hrel_ext.kernel_width(acts, labels, per_filter=True).shape == (0,)
     assert hrel_ext.kernel_width(acts, labels).item() == 1
+
+
+@pytest.mark.parametrize("per_filter", (False, True))
+@pytest.mark.parametrize("exponent", (-40, -60, -80, -110))
+def test_widths_of_tiny_activations_scale_with_them(rng, exponent, per_filter):
+    acts, labels = torch.rand(33, 5, 7, generator=rng), torch.arange(33) % 4
+    acts[:, 1] = 0  # a dead filter between live ones
+    expected = hrel_ext.kernel_width(acts, labels, per_filter=per_filter) * 2.0**exponent
+    if per_filter:
+        expected[1] = 1  # any width
+    width = hrel_ext.kernel_width(acts * 2.0**exponent, labels, per_filter=per_filter)
+    torch.testing.assert_close(width, expected, rtol=1e-5, atol=0)

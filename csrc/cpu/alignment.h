@@ -44,16 +44,6 @@ HREL_HD double inverse_width(double multiple, double mean_distance) {
   return mean_distance > 0 ? 1 / (multiple * mean_distance) : 0;
 }
 
-// Mean of |x_i - x_j| over all N^2 pairs; NaN where a diagonal element is.
-template <class Element>
-HREL_HD double mean_distance(Index n, Element const& squared_distance) {
-  double sum = 0;
-  for_each_element(n, [&](Index offset, Index row, Index column, int copies) __attribute__((always_inline)) {
-    if (row < n && column < n) sum += copies * std::sqrt(static_cast<double>(squared_distance(offset)));
-  });
-  return sum / (static_cast<double>(n) * static_cast<double>(n));
-}
-
 // The widths of one filter a lane, all from the distances of the group.
 template <class Pack, class Scalar>
 HREL_HD void alignment_of_group(AlignmentProblem<Scalar> const& problem, Index first_filter, int num_filters,

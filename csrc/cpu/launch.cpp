@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -71,11 +70,7 @@ void layer_alignment(AlignmentProblem<Scalar> const& problem, LevelKernels<Scala
   for (Index slice = 1; slice < layer.num_slices; ++slice) {
     for (Index q = 0; q < elements; ++q) slices[q] += slices[slice * elements + q];
   }
-  double sum = 0;
-  for_each_element(n, [&](Index offset, Index row, Index column, int copies) {
-    if (row < n && column < n) sum += copies * std::sqrt(static_cast<double>(slices[offset]));
-  });
-  problem.mean_distance[0] = static_cast<Scalar>(sum / (static_cast<double>(n) * static_cast<double>(n)));
+  problem.mean_distance[0] = static_cast<Scalar>(mean_distance(n, [&](Index offset) { return slices[offset]; }));
   run_tasks(kernels.layer_alignment, layer, threads);
 }
 

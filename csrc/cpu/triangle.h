@@ -2,6 +2,8 @@
 // whole, and the order is rounded up to a multiple of 4: no loop over elements has an edge.
 // SPDX-License-Identifier: MIT
 #pragma once
+#include <cmath>
+
 #include "numerics/config.h"
 
 namespace hrel::cpu {
@@ -32,6 +34,16 @@ HREL_HD void for_each_element(Index size, Visit const& visit) {
       }
     }
   }
+}
+
+// Mean of |x_i - x_j| over all N^2 pairs; NaN where a diagonal element is.
+template <class Element>
+HREL_HD double mean_distance(Index n, Element const& squared_distance) {
+  double sum = 0;
+  for_each_element(n, [&](Index offset, Index row, Index column, int copies) __attribute__((always_inline)) {
+    if (row < n && column < n) sum += copies * std::sqrt(static_cast<double>(squared_distance(offset)));
+  });
+  return sum / (static_cast<double>(n) * static_cast<double>(n));
 }
 
 }  // namespace hrel::cpu
