@@ -11,9 +11,9 @@ LENET5_MNIST = Recipe(
     scored={"conv1": "conv1", "conv2": "conv2"},
     baseline=Stage(epochs=10, learning_rate=0.05),
     cycle=Stage(epochs=1, learning_rate=0.02),
-    final=Stage(epochs=12, learning_rate=0.05),
+    final=Stage(epochs=30, learning_rate=0.1),
     source=(
         "HRel's code for LeNet-5 (batch, momentum, weight decay, shares, limits, scored tensor, alpha). Departs from "
-        "it in training: one cycle of 10, 1 and 12 epochs instead of 40 epochs in steps each time."
+        "it in training: one cycle of 10, 1 and 30 epochs instead of 40 epochs in steps each time."
     ),
 )
