@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: prune test bench format clean
+.PHONY: prune test bench bench-gpu format clean
 
 # A real CNN pruned on real images, from nothing: about a minute once PyTorch is there.
 prune: $(VENV)/installed
@@ -20,10 +20,16 @@ test: $(VENV)/installed-test
 # Ours against plain PyTorch, side by side; the JSON goes to results/.
 bench: $(VENV)/installed-test
 	$(BIN)/python -m pytest benchmarks -s --benchmark-json=results/bench_relevance.json
+	$(BIN)/python benchmarks/report.py
+
+# Everything that needs a GPU: tests, sanitizers, benchmark, profile; the JSON goes to results/gpu. Installs nothing.
+bench-gpu:
+	PYTHON=$(PYTHON) benchmarks/gpu/run.sh
+	$(PYTHON) benchmarks/report.py
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu')
 
 clean:
 	rm -rf $(VENV) build

@@ -1,63 +1,291 @@
-"""Writes the results table of README.md from the JSON in results/: python benchmarks/report.py."""
+"""Writes docs/results.md and the results table of README.md from the JSON in results/: python benchmarks/report.py.
+
+With --check it writes nothing and fails where one of the two is not what the JSON renders to.
+"""
 # SPDX-License-Identifier: MIT
 
+import argparse
 import json
+import math
+import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- /results -->"
+PRUNING, CPU_LAYERS = "results/lenet5-mnist.json", "results/bench_relevance.json"
+GPU_LAYERS, GPU_STEPS, GPU_PROFILE = "results/gpu/layers.json", "results/gpu/protocol.json", "results/gpu/profile.json"
+PROFILED = (  # of the many metrics of Nsight Compute
+    *("Duration", "Compute (SM) Throughput", "Memory Throughput", "L2 Hit Rate", "Achieved Occupancy"),
+    *("Registers Per Thread", "Warp Cycles Per Issued Instruction"),
+)
+BASELINES = {"strong": "strong", "strong_cupy": "strong, CuPy's solver", "reference": "naive"}
+
+Json = dict[str, Any]
 
 
-def pruning_table(path: Path) -> list[str]:
-    report = json.loads(path.read_text())
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = ["|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|" for cells in (head, *rows)]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:]]
+
+
+def link(path: str, up: str) -> str:
+    return f"[{Path(path).name}]({up}{path})"
+
+
+def shape_of(row: Json) -> str:
+    return " x ".join(map(str, row["shape"]))
+
+
+def pruning_table(report: Json, up: str) -> list[str]:
     before, after, filters = report["before"], report["after"], report["filters"]
-    rows = [(f"filters, {layer}", str(n), str(filters["after"][layer])) for layer, n in filters["before"].items()]
+    rows = [[f"filters, {layer}", str(n), str(filters["after"][layer])] for layer, n in filters["before"].items()]
     for key, name in (("parameters", "parameters"), ("macs", "MACs"), ("conv_macs", "MACs of the convolutions")):
         change = 100 * (after[key] / before[key] - 1)
-        rows.append((name, f"{before[key]:,}", f"{after[key]:,} ({change:+.1f} %)"))
+        rows.append([name, f"{before[key]:,}", f"{after[key]:,} ({change:+.1f} %)"])
     batch, threads = before["latency_batch_size"], before["latency_threads"]
     latency = f"latency, batch of {batch}, {threads} threads"
-    rows.append((latency, f"{before['latency_ms']:.1f} ms", f"{after['latency_ms']:.1f} ms"))
+    rows.append([latency, f"{before['latency_ms']:.1f} ms", f"{after['latency_ms']:.1f} ms"])
     points = 100 * (after["test_accuracy"] - before["test_accuracy"])
     tests = [f"{100 * side['test_accuracy']:.2f} %" for side in (before, after)]
-    rows.append(("**test accuracy**", tests[0], f"{tests[1]} ({points:+.2f} points)"))
+    rows.append(["**test accuracy**", tests[0], f"{tests[1]} ({points:+.2f} points)"])
     seconds, environment = report["seconds"]["total"], report["environment"]
     return [
         f"`{report['command']}` (seed {report['seed']}, {seconds / 60:.1f} minutes on {environment['threads']} cores "
-        f"of {environment['processor']}, torch {environment['torch']}; [{path.name}](results/{path.name})):",
+        f"of {environment['processor']}, torch {environment['torch']}; {link(PRUNING, up)}):",
         "",
-        "| | before | after |",
-        "|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in rows),
+        *table(["", "before", "after"], rows),
     ]
 
 
-def benchmark_table(path: Path) -> list[str]:
-    results = json.loads(path.read_text())
+def cycles_table(report: Json) -> list[str]:
+    layers = list(report["filters"]["before"])
+    rows = [
+        [str(c["cycle"]), *(str(c["filters"][layer]) for layer in layers), f"{100 * c['validation_accuracy']:.2f} %"]
+        for c in report["cycles"]
+    ]
+    return table(["cycle", *(f"filters, {layer}" for layer in layers), "validation accuracy"], rows)
+
+
+def cpu_table(results: Json, up: str) -> list[str]:
     machine = results["machine_info"]["hrel_ext"]
     rows = [b["extra_info"] for b in results["benchmarks"]]
     lines = [
+        [
+            row["layer"],
+            shape_of(row),
+            f"{row['ours_ms']:.1f}",
+            f"{row['reference_ms']:.0f}",
+            f"{row['ratio']:.0f}x",
+            f"{row['error_bits']:.0e} ({row['reference_error_bits']:.0e})",
+        ]
+        for row in rows
+    ]
+    return [
         f"Scoring a layer, `make bench`, {rows[0]['threads']} threads on {machine['processor']} "
         f"({machine['hrel_ext']['isa_level']} kernels), torch {machine['torch']}, against `hrel_ext.reference` "
-        f"(cdist, exp, batched eigvalsh) on the same tensors in the same run ([{path.name}](results/{path.name})):",
+        f"(cdist, exp, batched eigvalsh) on the same tensors in the same run ({link(CPU_LAYERS, up)}):",
         "",
-        "| layer | N x F x map | ours, ms | PyTorch, ms | ratio | error, bits (PyTorch) |",
-        "|---|---|---|---|---|---|",
+        *table(["layer", "N x F x map", "ours, ms", "PyTorch, ms", "ratio", "error, bits (PyTorch)"], lines),
     ]
-    for row in rows:
-        shape = " x ".join(map(str, row["shape"]))
-        errors = f"{row['error_bits']:.0e} ({row['reference_error_bits']:.0e})"
-        times = f"{row['ours_ms']:.1f} | {row['reference_ms']:.0f} | {row['ratio']:.0f}x"
-        lines.append(f"| {row['layer']} | {shape} | {times} | {errors} |")
+
+
+def cpu_spread(results: Json) -> list[str]:
+    rows = [b["extra_info"] for b in results["benchmarks"]]
+    lines = [
+        [
+            row["layer"],
+            f"{row['ours_ms']:.2f} ± {row['ours_interquartile_ms'] / 2:.2f}",
+            f"{row['reference_ms']:.1f} ± {row['reference_interquartile_ms'] / 2:.1f}",
+        ]
+        for row in rows
+    ]
+    vgg16 = [row for row in rows if row["layer"].startswith("vgg16")]
+    ours, theirs = (sum(r["layers_of_this_shape"] * r[key] for r in vgg16) for key in ("ours_ms", "reference_ms"))
+    return [
+        f"The 13 convolutions of VGG-16 together: {ours:.0f} ms against {theirs:.0f} ms, {theirs / ours:.0f}x. Medians "
+        "± half of the interquartile range:",
+        "",
+        *table(["layer", "ours, ms", "PyTorch, ms"], lines),
+    ]
+
+
+def three_digits(value: float) -> str:
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
+
+
+def milliseconds(row: Json, name: str) -> str:
+    """A time of a layer; "~" marks one that was scaled up from a few filters."""
+    if name not in row:
+        return row.get(f"{name}_absent", "")
+    timing = row[name]
+    mark = "~" if timing["estimated_from_filters"] else ""
+    return f"{mark}{three_digits(timing['median_ms'])} ± {timing['interquartile_ms'] / 2:.1g}"
+
+
+def gpu_tables(results: Json, up: str) -> list[str]:
+    environment, ceilings = results["environment"], results["ceilings"]
+    gpu, tera = environment["gpu"], {name: value / 1e12 for name, value in ceilings.items()}
+    lines = [
+        f"{gpu['name']} (sm_{gpu['capability'].replace('.', '')}), driver {environment['driver']}, torch "
+        f"{environment['torch']} (CUDA {environment['torch_cuda']}), nvcc {environment['nvcc']}, commit "
+        f"`{environment['commit']}`, {environment['time']} ({link(GPU_LAYERS, up)}). {results['dtype']} input, alpha = "
+        f"{results['alpha']}, {results['classes']} classes. Measured ceilings: copy "
+        f"{tera['bandwidth_bytes_per_s']:.2f} TB/s, float32 product {tera['fma_flops_per_s']:.0f} TFLOP/s, TF32 "
+        f"product {tera['tf32_flops_per_s']:.0f} TFLOP/s.",
+        "",
+    ]
+    if not results["complete"]:
+        lines += ["The time limit of the run came before its last layer.", ""]
+    baselines = [name for name in BASELINES if any(name in row for row in results["rows"])]
+    names = [BASELINES[b] for b in baselines]
+    head = ["network", "N", "layers", "op, ms", "floors", "public, ms", *(f"{name}, ms" for name in names)]
+    head += [*(f"over {name}" for name in names), "target"]
+    lines += table(head, [total_row(total, baselines) for total in results["totals"]])
+    head = ["layer", "N x F x map", "layers", "op, ms", "floors", "host, ms", "public, ms"]
+    head += [*(f"{name}, ms" for name in names), "error, bits (naive)"]
+    for network, num_samples in dict.fromkeys((row["network"], row["shape"][0]) for row in results["rows"]):
+        rows = [row for row in results["rows"] if (row["network"], row["shape"][0]) == (network, num_samples)]
+        lines += ["", f"{network}, N = {num_samples}:", "", *table(head, [layer_row(row, baselines) for row in rows])]
     return lines
 
 
-def main() -> None:
-    readme = ROOT / "README.md"
+def total_row(total: Json, baselines: list[str]) -> list[str]:
+    timed = {b: f"{b}_ms" in total for b in baselines}
+    marks = {b: "~" if total.get(f"{b}_estimated") else "" for b in baselines}
+    return [
+        total["network"],
+        str(total["num_samples"]),
+        str(total["layers"]),
+        three_digits(total["op_ms"]),
+        f"{total['ratio_to_floor']:.1f}",
+        three_digits(total["public_ms"]),
+        *(marks[b] + three_digits(total[f"{b}_ms"]) if timed[b] else "" for b in baselines),
+        *(f"{marks[b]}{total[f'over_{b}']:.0f}x" if timed[b] else "" for b in baselines),
+        target(total),
+    ]
+
+
+def target(total: Json) -> str:
+    """The targets of a network, each with whether it is met."""
+    targets, met = total.get("targets", {}), []
+    if "op_ms" in targets:
+        met.append(f"op {targets['op_ms']} ms: {'met' if total['op_ms'] <= targets['op_ms'] else 'missed'}")
+    if "over_reference" in targets and "over_reference" in total:
+        reached = total["over_reference"] >= targets["over_reference"]
+        met.append(f"{targets['over_reference']:.0f}x over naive: {'met' if reached else 'missed'}")
+    return "; ".join(met)
+
+
+def layer_row(row: Json, baselines: list[str]) -> list[str]:
+    start = [row["layer"], shape_of(row), str(row["layers_of_this_shape"])]
+    if not row["right"]:
+        return [*start, "**wrong**", "", "", "", *("" for _ in baselines), str(row["error_bits"])]
+    return [
+        *start,
+        milliseconds(row, "op"),
+        f"{row['ratio_to_floor']:.1f}",
+        three_digits(row["op_host_ms"]),
+        milliseconds(row, "public"),
+        *(milliseconds(row, b) for b in baselines),
+        f"{row['error_bits']:.0e} ({row.get('reference_error_bits') or math.nan:.0e})",
+    ]
+
+
+def steps_table(record: Json, up: str) -> list[str]:
+    rows = [
+        [
+            name,
+            step["status"],
+            "" if step["seconds"] is None else f"{step['seconds']:.0f}",
+            (step["reason"] or step.get("last_line") or "").strip("= ").replace("|", "\\|"),
+        ]
+        for name, step in record["steps"].items()
+    ]
+    return [
+        f"The steps of the run, on commit `{record['environment']['commit']}` ({link(GPU_STEPS, up)}):",
+        "",
+        *table(["step", "status", "s", "last line"], rows),
+    ]
+
+
+def profile_table(profile: Json, up: str) -> list[str]:
+    rows = [
+        [f"`{k['kernel'].split('(')[0]}`", k["grid"], k["block"], *(k["metrics"].get(name, "") for name in PROFILED)]
+        for k in profile["kernels"]
+    ]
+    return [
+        f"Nsight Compute, without clock control ({link(GPU_PROFILE, up)}):",
+        "",
+        *table(["kernel", "grid", "block", *PROFILED], rows),
+    ]
+
+
+def gpu_section(root: Path, up: str) -> list[str]:
+    lines = [
+        "`benchmarks/gpu/run.sh` builds, tests, sanitizes, times and profiles on a machine with a GPU. Its columns:",
+        "",
+        "- *op*: the kernels alone, by CUDA events, with a cold L2 cache; *host*: until the call of the op returns;",
+        "- *public*: `hrel_ext.relevance` as the caller waits for it, checks included, like the baselines;",
+        "- *naive*: `hrel_ext.reference`; *strong*: `benchmarks/baselines.py`; ~ is scaled up from a few filters;",
+        "- *floors*: *op* over max(bytes read once / bandwidth, (N (N + 1) D F + 4/3 N^3 F) / float32 rate), measured.",
+        "",
+        "Medians ± half of the interquartile range.",
+        "",
+    ]
+    results = read(root, GPU_LAYERS)
+    if results and (results["environment"]["device"] != "cuda" or results["small"]):
+        raise ValueError(f"{GPU_LAYERS} must come from a whole run on a GPU, got one with --device cpu or --small")
+    if not results:
+        return [*lines, "**No GPU result has been measured yet.**"]
+    lines += gpu_tables(results, up)
+    for path, render in ((GPU_STEPS, steps_table), (GPU_PROFILE, profile_table)):
+        if found := read(root, path):
+            lines += ["", *render(found, up)]
+    return lines
+
+
+def read(root: Path, path: str) -> Json | None:
+    return json.loads((root / path).read_text()) if (root / path).exists() else None
+
+
+def render(root: Path) -> dict[Path, str]:
+    """Return the files this program writes and what belongs in them."""
+    pruning, cpu = json.loads((root / PRUNING).read_text()), json.loads((root / CPU_LAYERS).read_text())
+    readme = root / "README.md"
     head, rest = readme.read_text().split(BEGIN)
-    tail = rest.split(END)[1]
-    tables = pruning_table(ROOT / "results/lenet5-mnist.json"), benchmark_table(ROOT / "results/bench_relevance.json")
-    readme.write_text("\n".join([head + BEGIN, *tables[0], "", *tables[1], END]) + tail)
+    tables = [head + BEGIN, *pruning_table(pruning, ""), "", *cpu_table(cpu, ""), END]
+    up = "../"  # from docs/
+    page = [
+        "# Results",
+        "",
+        "Written by `python benchmarks/report.py` from the JSON named at each table; no number here is typed by hand.",
+        "",
+        "## Pruning",
+        *pruning_table(pruning, up),
+        "",
+        *cycles_table(pruning),
+        "",
+        "## Scoring a layer on a CPU",
+        *cpu_table(cpu, up),
+        "",
+        *cpu_spread(cpu),
+        "",
+        "## Scoring a layer on a GPU",
+        *gpu_section(root, up),
+    ]
+    return {readme: "\n".join(tables) + rest.split(END)[1], root / "docs/results.md": "\n".join(page) + "\n"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where a file is out of date")
+    check = parser.parse_args().check
+    for path, text in render(ROOT).items():
+        if not check:
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            sys.exit(f"{path.relative_to(ROOT)} is not what the JSON renders to: run python benchmarks/report.py")
 
 
 if __name__ == "__main__":

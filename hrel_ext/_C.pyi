@@ -1,4 +1,5 @@
-# Kernels of csrc/bindings/module.cpp: addresses as int, extents and strides (in elements) as (N, F, D).
+# csrc/bindings/module.cpp: addresses as int, extents and strides (in elements) as (N, F, D) or (B, N, N). A problem is
+# made of its operands and run on the device they lie on; it keeps no tensor alive.
 from collections.abc import Sequence
 
 compiler: str
@@ -6,42 +7,72 @@ compiler: str
 class Rational:
     def __init__(self, *, powers: Sequence[float], poles: Sequence[float], weights: Sequence[float]) -> None: ...
 
-def relevance_cpu_float32(
-    *,
-    acts_ptr: int,
-    acts_shape: tuple[int, int, int],
-    acts_strides: tuple[int, int, int],
-    order_ptr: int,
-    class_offsets_ptr: int,
-    label_gram_ptr: int,
-    sigma_ptr: int,
-    alpha: float,
-    rational: Rational | None,
-    num_threads: int,
-    entropy_ptr: int,
-    joint_entropy_ptr: int,
-) -> None: ...
+class _OnCuda:
+    def cuda_workspace_bytes(self, *, device: int) -> int: ...
+    def run_on_cuda(self, *, workspace_ptr: int, workspace_bytes: int, device: int, stream_ptr: int) -> None: ...
 
-relevance_cpu_float64 = relevance_cpu_float32
+class _OnCpu:
+    def run_on_cpu(self, *, num_threads: int) -> None: ...
 
-def kernel_alignment_cpu_float32(
-    *,
-    acts_ptr: int,
-    acts_shape: tuple[int, int, int],
-    acts_strides: tuple[int, int, int],
-    order_ptr: int,
-    class_offsets_ptr: int,
-    label_gram_ptr: int,
-    multiples_ptr: int,
-    num_widths: int,
-    per_filter: bool,
-    num_threads: int,
-    mean_distance_ptr: int,
-    alignment_ptr: int,
-) -> None: ...
+class _Relevance:
+    def __init__(
+        self,
+        *,
+        acts_ptr: int,
+        acts_shape: tuple[int, int, int],
+        acts_strides: tuple[int, int, int],
+        order_ptr: int,
+        class_offsets_ptr: int,
+        label_gram_ptr: int,
+        sigma_ptr: int,
+        alpha: float,
+        rational: Rational | None,
+        entropy_ptr: int,
+        joint_entropy_ptr: int,
+    ) -> None: ...
 
-kernel_alignment_cpu_float64 = kernel_alignment_cpu_float32
+class RelevanceProblem_float16(_Relevance, _OnCuda): ...
+class RelevanceProblem_bfloat16(_Relevance, _OnCuda): ...
+class RelevanceProblem_float32(_Relevance, _OnCpu, _OnCuda): ...
+class RelevanceProblem_float64(_Relevance, _OnCpu, _OnCuda): ...
+
+class _Alignment:
+    def __init__(
+        self,
+        *,
+        acts_ptr: int,
+        acts_shape: tuple[int, int, int],
+        acts_strides: tuple[int, int, int],
+        order_ptr: int,
+        class_offsets_ptr: int,
+        label_gram_ptr: int,
+        multiples_ptr: int,
+        num_widths: int,
+        per_filter: bool,
+        mean_distance_ptr: int,
+        alignment_ptr: int,
+    ) -> None: ...
+
+class AlignmentProblem_float16(_Alignment, _OnCuda): ...
+class AlignmentProblem_bfloat16(_Alignment, _OnCuda): ...
+class AlignmentProblem_float32(_Alignment, _OnCpu, _OnCuda): ...
+class AlignmentProblem_float64(_Alignment, _OnCpu): ...
+
+class EntropyProblem_float32(_OnCpu, _OnCuda):
+    def __init__(
+        self,
+        *,
+        gram_ptr: int,
+        gram_shape: tuple[int, int, int],
+        gram_strides: tuple[int, int, int],
+        alpha: float,
+        rational: Rational | None,
+        entropy_ptr: int,
+    ) -> None: ...
+
+class EntropyProblem_float64(EntropyProblem_float32): ...
 
 def isa_level() -> str: ...
 def isa_levels_built() -> list[str]: ...
 def cuda_architectures() -> str: ...
+def cuda_largest_num_samples(device: int) -> int: ...

@@ -19,10 +19,15 @@ NEGLIGIBLE_LABEL_KERNEL = 1e-20
 class Batch(NamedTuple):
     """Operands shared by the ops, all on one device; C is not read back from it."""
 
-    acts: Tensor  # (N, F, D), float32 or float64, a view where the strides allow one
+    acts: Tensor  # (N, F, D), a view where the strides allow one; on the CPU no half precision
     order: Tensor  # (N,) int64, the samples sorted by class
     class_offsets: Tensor  # (N + 1,) int64, unused entries N
     label_gram: Tensor | None  # (N, N) label kernel, or None where it is 1 within a class and 0 across
+
+
+def result_dtype(acts: Tensor) -> torch.dtype:
+    """The dtype of whatever is computed from ``acts``: float64 for float64, else float32."""
+    return torch.float64 if acts.dtype == torch.float64 else torch.float32
 
 
 def positive(name: str, value: object) -> float:
@@ -38,7 +43,8 @@ def prepare(acts: Tensor, labels: Tensor, label_sigma: float) -> Batch:
     """Check a mini-batch and sort its labels, once for all filters.
 
     Args:
-        acts: (N, F, *spatial), floating point, any strides; half precision is converted to float32.
+        acts: (N, F, *spatial), floating point, any strides; half precision is converted to float32 on the CPU and
+            left to the kernels on CUDA.
         labels: (N,), integers >= 0 on the device of ``acts``.
         label_sigma: width of the Gaussian kernel of the one-hot labels, whose classes are sqrt(2) apart.
 
@@ -60,7 +66,7 @@ def prepare(acts: Tensor, labels: Tensor, label_sigma: float) -> Batch:
 
     acts = acts.detach()
     maps = acts.flatten(2) if acts.dim() > 2 else acts[:, :, None]  # (N, F, D)
-    maps = maps if maps.dtype in (torch.float32, torch.float64) else maps.float()
+    maps = maps if maps.device.type == "cuda" else maps.to(result_dtype(maps))
     sorted_labels, order = labels.long().sort(stable=True)  # (N,), (N,)
     starts = torch.ones_like(order, dtype=torch.bool)  # (N,) the first sample of every class
     starts[1:] = sorted_labels[1:] != sorted_labels[:-1]
@@ -70,7 +76,7 @@ def prepare(acts: Tensor, labels: Tensor, label_sigma: float) -> Batch:
     label_gram = None
     if across > NEGLIGIBLE_LABEL_KERNEL:
         same = labels[:, None] == labels[None, :]  # (N, N)
-        label_gram = torch.where(same, maps.new_ones(()), maps.new_tensor(across))
+        label_gram = torch.full_like(same, across, dtype=result_dtype(acts)).masked_fill_(same, 1)
     return Batch(maps, order, class_offsets, label_gram)
 
 
@@ -91,7 +97,7 @@ def _check_labels(labels: Tensor, acts: Tensor) -> None:
 
 
 def widths(sigma: float | Tensor, acts: Tensor) -> Tensor:
-    """The widths (F,) of a number or of a tensor (F,), in the dtype and on the device of ``acts`` (N, F, D).
+    """The widths (F,) of a number or of a tensor (F,), as the ops take them, on the device of ``acts`` (N, F, D).
 
     Raises:
         TypeError, ValueError: unless every width is > 0 and finite.
@@ -100,14 +106,14 @@ def widths(sigma: float | Tensor, acts: Tensor) -> Tensor:
     if not isinstance(sigma, Tensor):
         if not isinstance(sigma, Real) or isinstance(sigma, bool):
             raise TypeError(f"{SIGMA_RULE}, got {type(sigma).__name__}")
-        return acts.new_full((num_filters,), positive("sigma", sigma))
+        return acts.new_full((num_filters,), positive("sigma", sigma), dtype=result_dtype(acts))
     if not sigma.dtype.is_floating_point:
         raise TypeError(f"sigma must be floating point, got {sigma.dtype}")
     if sigma.shape != (num_filters,):
         raise ValueError(f"sigma must have shape (F,) = ({num_filters},), got {tuple(sigma.shape)}")
     if sigma.device != acts.device:
         raise ValueError(f"sigma must be on the device of acts, {acts.device}, got {sigma.device}")
-    sigma = sigma.detach().to(acts.dtype)
+    sigma = sigma.detach().to(result_dtype(acts))
     wrong = ~((sigma > 0) & sigma.isfinite())
     if wrong.any():
         f = int(wrong.int().argmax())

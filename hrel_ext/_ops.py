@@ -1,12 +1,20 @@
-"""The ops ``hrel_ext::relevance`` and ``hrel_ext::kernel_alignment``: checks, allocation, calls of the native module.
+"""The ops ``hrel_ext::relevance``, ``kernel_alignment`` and ``matrix_entropy``: checks, allocation, native calls.
 
-Operands common to both: acts (N, F, D), any strides; order (N,) int64, sorted by class; class_offsets
-(N + 1,) int64, class c being ``order[class_offsets[c]:class_offsets[c + 1]]`` and unused entries N; label_gram (N, N)
-or None, a label kernel with unit diagonal in the order of the samples, which takes the place of the classes.
+Operands of the first two: acts (N, F, D), any strides, float32 or float64, on CUDA also float16 or bfloat16; order (N,)
+int64, sorted by class; class_offsets (N + 1,) int64, class c being ``order[class_offsets[c]:class_offsets[c + 1]]`` and
+unused entries N; label_gram (N, N) or None, a label kernel with unit diagonal in the order of the samples, which takes
+the place of the classes. All but acts, and the results, are float64 for float64 acts, else float32.
+
+CUDA tensors go to the compiled kernels up to the N these take: work is enqueued on the current stream, nothing waits
+for the device and nothing is read back. Larger N, and devices that the build holds no kernels for (one warning says
+why), take plain PyTorch on the device: eigenvalues in float64, a few filters at a time. There
+``torch.linalg.eigvalsh`` waits for the device, so that route cannot be captured in a CUDA graph.
 """
 # SPDX-License-Identifier: MIT
 
 import warnings
+from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -14,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hrel_ext import _rational, reference
+from hrel_ext._batch import result_dtype
 
 try:
     from hrel_ext import _C
@@ -23,10 +32,15 @@ except ImportError as error:
         "run `pip install .` in the source tree (`pip install -e .` to develop)"
     ) from error
 
-_KERNELS = {
-    torch.float32: (_C.relevance_cpu_float32, _C.kernel_alignment_cpu_float32),
-    torch.float64: (_C.relevance_cpu_float64, _C.kernel_alignment_cpu_float64),
+_PROBLEMS = {
+    torch.float16: (_C.RelevanceProblem_float16, _C.AlignmentProblem_float16),
+    torch.bfloat16: (_C.RelevanceProblem_bfloat16, _C.AlignmentProblem_bfloat16),
+    torch.float32: (_C.RelevanceProblem_float32, _C.AlignmentProblem_float32),
+    torch.float64: (_C.RelevanceProblem_float64, _C.AlignmentProblem_float64),
 }
+_ENTROPY_PROBLEMS = {torch.float32: _C.EntropyProblem_float32, torch.float64: _C.EntropyProblem_float64}
+_HALF = (torch.float16, torch.bfloat16)
+MAX_CHUNK_BYTES = 64 << 20  # of the (f, N, N) matrices that plain PyTorch holds at a time
 _warned: set[str] = set()
 
 
@@ -36,30 +50,96 @@ def build_info() -> dict[str, Any]:
     Returns:
         ``version``; ``isa_level`` in use on this processor ("x86-64", "x86-64-v3", "x86-64-v4") and
         ``isa_levels_built``; ``cuda``, whether CUDA kernels were built, and ``cuda_architectures``, for which;
-        ``compiler``.
+        ``cuda_largest_num_samples``, the N up to which they take tensors of the current CUDA device, 0 where they do
+        not run on it and None without one; ``compiler``.
     """
-    architectures = [a for a in _C.cuda_architectures().split(";") if a]
     return {
         "version": version("hrel_ext"),
         "isa_level": _C.isa_level(),
         "isa_levels_built": _C.isa_levels_built(),
-        "cuda": bool(architectures),
-        "cuda_architectures": architectures,
+        "cuda": bool(_architectures()),
+        "cuda_architectures": _architectures(),
+        "cuda_largest_num_samples": (
+            _cuda_device(torch.cuda.current_device())[0] if torch.cuda.is_available() else None
+        ),
         "compiler": _C.compiler,
     }
 
 
+def _architectures() -> list[str]:
+    return [a for a in _C.cuda_architectures().split(",") if a]
+
+
+@cache
+def _cuda_device(index: int) -> tuple[int, tuple[int, int]]:
+    """The N up to which the kernels run on the device, and its capability."""
+    return _C.cuda_largest_num_samples(index), torch.cuda.get_device_capability(index)
+
+
+def _route(
+    num_samples: int, largest: int, architectures: list[str], capability: tuple[int, int]
+) -> tuple[bool, str | None]:
+    """Whether compiled kernels take CUDA tensors of N samples, and, where they take none at all, the reason.
+
+    Args:
+        num_samples: N.
+        largest: the N up to which the kernels run on the device, 0 where they do not.
+        architectures: those built, such as "90".
+        capability: of the device.
+    """
+    if largest > 0:
+        return num_samples <= largest, None
+    if not architectures:
+        return False, "this build of hrel_ext holds no CUDA kernels; build them with `HREL_CUDA=ON pip install .`"
+    built, here = ", ".join(f"sm_{a}" for a in architectures), "{}{}".format(*capability)
+    return False, (
+        f"the CUDA kernels of this build are for {built} and do not run on this device, sm_{here}; "
+        f"build them with `HREL_CUDA=ON CMAKE_CUDA_ARCHITECTURES={here} pip install .`"
+    )
+
+
+def _is_compiled(device: torch.device, num_samples: int) -> bool:
+    """Whether the native module takes tensors of the device; warns, once for each reason, where it never does."""
+    if device.type == "cpu":
+        return True
+    largest, capability = _cuda_device(device.index)
+    compiled, reason = _route(num_samples, largest, _architectures(), capability)
+    if reason is not None and reason not in _warned:
+        _warned.add(reason)
+        message = f"{reason}; until then plain PyTorch computes on the device, by eigenvalues"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return compiled
+
+
+def _run(problem: Any, device: torch.device) -> None:
+    """Run a problem of the native module on the device that its operands lie on."""
+    if device.type == "cpu":
+        problem.run_on_cpu(num_threads=torch.get_num_threads())
+        return
+    num_bytes = problem.cuda_workspace_bytes(device=device.index)
+    # Freed when this returns: the allocator gives it to later work of the same stream only.
+    workspace = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+    problem.run_on_cuda(
+        workspace_ptr=workspace.data_ptr(),
+        workspace_bytes=num_bytes,
+        device=device.index,
+        stream_ptr=torch.cuda.current_stream(device).cuda_stream,
+    )
+
+
 def _check(acts: Tensor, order: Tensor, class_offsets: Tensor, label_gram: Tensor | None, **others: Tensor) -> None:
     """Raise ValueError unless the operands have the shapes, dtypes and device of the module's docstring."""
-    if acts.dim() != 3 or acts.dtype not in _KERNELS:
-        raise ValueError(f"acts must be (N, F, D) of float32 or float64, got {tuple(acts.shape)} of {acts.dtype}")
-    num_samples = acts.shape[0]
+    on_cpu = acts.device.type == "cpu"
+    if acts.dim() != 3 or acts.dtype not in _PROBLEMS or (on_cpu and acts.dtype in _HALF):
+        dtypes = "float32 or float64" if on_cpu else "float16, bfloat16, float32 or float64"
+        raise ValueError(f"acts must be (N, F, D) of {dtypes}, got {tuple(acts.shape)} of {acts.dtype}")
+    num_samples, result = acts.shape[0], result_dtype(acts)
     expected = {"order": (order, (num_samples,), torch.int64)}
     expected["class_offsets"] = (class_offsets, (num_samples + 1,), torch.int64)
     for name, tensor in others.items():
-        expected[name] = (tensor, (acts.shape[1],) if name == "sigma" else (tensor.numel(),), acts.dtype)
+        expected[name] = (tensor, (acts.shape[1],) if name == "sigma" else (tensor.numel(),), result)
     if label_gram is not None:
-        expected["label_gram"] = (label_gram, (num_samples, num_samples), acts.dtype)
+        expected["label_gram"] = (label_gram, (num_samples, num_samples), result)
     for name, (tensor, shape, dtype) in expected.items():
         if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != acts.device:
             raise ValueError(
@@ -77,60 +157,44 @@ def _operands(acts: Tensor, order: Tensor, class_offsets: Tensor, label_gram: Te
         "order_ptr": order.data_ptr(),
         "class_offsets_ptr": class_offsets.data_ptr(),
         "label_gram_ptr": 0 if label_gram is None else label_gram.data_ptr(),
-        "num_threads": torch.get_num_threads(),
     }
+
+
+def _spectrum(dtype: torch.dtype, alpha: float, num_samples: int) -> dict[str, Any]:
+    """The order of the entropy, with a rational function for it where one is accurate enough."""
+    fit = None if dtype == torch.float64 else _rational.fit(alpha, num_samples)
+    rational = fit and _C.Rational(powers=fit.powers, poles=_rational.POLES.tolist(), weights=fit.weights)
+    return {"alpha": alpha, "rational": rational}
 
 
 def _sample_order(order: Tensor, label_gram: Tensor | None) -> Tensor:
     """A label kernel refers to the samples as they stand, so nothing is sorted. Returns (N,), contiguous."""
-    return order.contiguous() if label_gram is None else torch.arange(len(order))
+    return order.contiguous() if label_gram is None else torch.arange(len(order), device=order.device)
 
 
-def _fall_back(acts: Tensor, order: Tensor, class_offsets: Tensor, label_gram: Tensor | None) -> Tensor:
-    """Warn, once, that the reference computes on the device of ``acts``; returns the label kernel (N, N) it takes."""
-    if acts.device.type not in _warned:
-        _warned.add(acts.device.type)
-        warnings.warn(
-            "this build of hrel_ext holds no CUDA kernels, and this version has none to build: hrel_ext.reference "
-            "computes on the device instead, by eigenvalues; the compiled kernels take CPU tensors",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    if label_gram is not None:
-        return label_gram
-    positions = torch.arange(len(order), device=order.device)  # (N,)
-    class_of_position = torch.searchsorted(class_offsets, positions, right=True)  # (N,)
-    labels = torch.empty_like(order).scatter_(0, order, class_of_position)  # (N,)
-    return (labels[:, None] == labels[None, :]).to(acts.dtype)
-
-
-@torch.library.custom_op("hrel_ext::relevance", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("hrel_ext::relevance", mutates_args=(), device_types=("cpu", "cuda"))
 def relevance(
     acts: Tensor, order: Tensor, class_offsets: Tensor, sigma: Tensor, alpha: float, label_gram: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """S(A_f) and S(A_f, B) in bits, (F,) each, of the dtype of ``acts``; NaN for a filter with a value not finite."""
+    """S(A_f) and S(A_f, B) in bits, (F,) each; NaN for a filter with a value not finite."""
     _check(acts, order, class_offsets, label_gram, sigma=sigma)
     entropy, joint_entropy = torch.empty_like(sigma), torch.empty_like(sigma)  # (F,), (F,)
     if acts.shape[1] == 0:
         return entropy, joint_entropy
+    if not _is_compiled(acts.device, len(acts)):
+        _relevance_in_torch(acts, order, class_offsets, sigma, alpha, label_gram, entropy, joint_entropy)
+        return entropy, joint_entropy
     order, class_offsets, sigma = _sample_order(order, label_gram), class_offsets.contiguous(), sigma.contiguous()
     label_gram = None if label_gram is None else label_gram.contiguous()
-    fit = _rational.fit(alpha, len(order)) if acts.dtype == torch.float32 else None
-    _KERNELS[acts.dtype][0](
+    problem = _PROBLEMS[acts.dtype][0](
         **_operands(acts, order, class_offsets, label_gram),
+        **_spectrum(acts.dtype, alpha, len(acts)),
         sigma_ptr=sigma.data_ptr(),
-        alpha=alpha,
-        rational=fit and _C.Rational(powers=fit.powers, poles=_rational.POLES.tolist(), weights=fit.weights),
         entropy_ptr=entropy.data_ptr(),
         joint_entropy_ptr=joint_entropy.data_ptr(),
     )
+    _run(problem, acts.device)
     return entropy, joint_entropy
-
-
-@relevance.register_kernel("cuda")
-def _(acts, order, class_offsets, sigma, alpha, label_gram):
-    _check(acts, order, class_offsets, label_gram, sigma=sigma)
-    return reference.entropies(acts, _fall_back(acts, order, class_offsets, label_gram), sigma, alpha)
 
 
 @relevance.register_fake
@@ -138,7 +202,7 @@ def _(acts, order, class_offsets, sigma, alpha, label_gram):
     return torch.empty_like(sigma), torch.empty_like(sigma)
 
 
-@torch.library.custom_op("hrel_ext::kernel_alignment", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("hrel_ext::kernel_alignment", mutates_args=(), device_types=("cpu", "cuda"))
 def kernel_alignment(
     acts: Tensor,
     order: Tensor,
@@ -152,9 +216,13 @@ def kernel_alignment(
     mean_distance, alignment = _empty_alignment(acts, multiples, per_filter)
     if acts.shape[1] == 0:
         return mean_distance.zero_(), alignment.zero_()
+    # No kernel for float64 on CUDA: this op takes no eigenvalues, so that plain PyTorch does not wait for the device.
+    if not _is_compiled(acts.device, len(acts)) or (acts.is_cuda and acts.dtype == torch.float64):
+        _alignment_in_torch(acts, order, class_offsets, multiples, per_filter, label_gram, mean_distance, alignment)
+        return mean_distance, alignment
     order, class_offsets = _sample_order(order, label_gram), class_offsets.contiguous()
     label_gram, multiples = None if label_gram is None else label_gram.contiguous(), multiples.contiguous()
-    _KERNELS[acts.dtype][1](
+    problem = _PROBLEMS[acts.dtype][1](
         **_operands(acts, order, class_offsets, label_gram),
         multiples_ptr=multiples.data_ptr(),
         num_widths=len(multiples),
@@ -162,20 +230,94 @@ def kernel_alignment(
         mean_distance_ptr=mean_distance.data_ptr(),
         alignment_ptr=alignment.data_ptr(),
     )
+    _run(problem, acts.device)
     return mean_distance, alignment
-
-
-@kernel_alignment.register_kernel("cuda")
-def _(acts, order, class_offsets, multiples, per_filter, label_gram):
-    _check(acts, order, class_offsets, label_gram, multiples=multiples)
-    return reference.alignments(acts, _fall_back(acts, order, class_offsets, label_gram), multiples, per_filter)
 
 
 def _empty_alignment(acts: Tensor, multiples: Tensor, per_filter: bool) -> tuple[Tensor, Tensor]:
     rows = acts.shape[1] if per_filter else 1
-    return acts.new_empty(rows), acts.new_empty(rows, len(multiples))
+    return multiples.new_empty(rows), multiples.new_empty(rows, len(multiples))
 
 
 @kernel_alignment.register_fake
 def _(acts, order, class_offsets, multiples, per_filter, label_gram):
     return _empty_alignment(acts, multiples, per_filter)
+
+
+@torch.library.custom_op("hrel_ext::matrix_entropy", mutates_args=(), device_types=("cpu", "cuda"))
+def matrix_entropy(gram: Tensor, alpha: float) -> Tensor:
+    """S(G / tr G) in bits, (B,), of positive semidefinite matrices (B, N, N), float32 or float64, any strides.
+
+    Symmetric by contract: the lower triangle is read. NaN for a matrix with an element not finite or a trace <= 0.
+    """
+    if gram.dim() != 3 or gram.shape[1] != gram.shape[2] or gram.shape[1] == 0 or gram.dtype not in _ENTROPY_PROBLEMS:
+        raise ValueError(
+            f"gram must be (B, N, N) with N >= 1 of float32 or float64, got {tuple(gram.shape)} of {gram.dtype}"
+        )
+    entropy = gram.new_empty(len(gram))  # (B,)
+    if len(gram) == 0:
+        return entropy
+    if not _is_compiled(gram.device, gram.shape[1]):
+        _matrix_entropy_in_torch(gram, alpha, entropy)
+        return entropy
+    problem = _ENTROPY_PROBLEMS[gram.dtype](
+        gram_ptr=gram.data_ptr(),
+        gram_shape=tuple(gram.shape),
+        gram_strides=gram.stride(),
+        **_spectrum(gram.dtype, alpha, gram.shape[1]),
+        entropy_ptr=entropy.data_ptr(),
+    )
+    _run(problem, gram.device)
+    return entropy
+
+
+@matrix_entropy.register_fake
+def _(gram, alpha):
+    return gram.new_empty(len(gram))
+
+
+def _label_kernel(order: Tensor, class_offsets: Tensor, label_gram: Tensor | None) -> Tensor:
+    """The label kernel (N, N) in the order of the samples, float64."""
+    if label_gram is not None:
+        return label_gram.double()
+    positions = torch.arange(len(order), device=order.device)  # (N,)
+    class_of_position = torch.searchsorted(class_offsets, positions, right=True)  # (N,)
+    labels = torch.empty_like(order).scatter_(0, order, class_of_position)  # (N,)
+    return (labels[:, None] == labels[None, :]).double()
+
+
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    """Slices of 0 .. count - 1 whose N x N matrices of float64 stay below MAX_CHUNK_BYTES."""
+    step = max(1, MAX_CHUNK_BYTES // (8 * size * size))
+    return (slice(first, first + step) for first in range(0, count, step))
+
+
+def _relevance_in_torch(acts, order, class_offsets, sigma, alpha, label_gram, entropy, joint_entropy):
+    """The op ``relevance`` in plain PyTorch, into ``entropy`` and ``joint_entropy``."""
+    labels = _label_kernel(order, class_offsets, label_gram)  # (N, N)
+    for some in _chunks(acts.shape[1], len(acts)):
+        maps = acts[:, some].double()  # (N, f, D)
+        finite = maps.isfinite().all(-1).all(0)  # (f,)
+        maps = torch.where(finite[:, None], maps, 0)  # eigvalsh raises for NaN
+        own, joint = reference.entropies(maps, labels, sigma[some].double(), alpha)  # (f,), (f,)
+        entropy[some] = torch.where(finite, own, torch.nan)
+        joint_entropy[some] = torch.where(finite, joint, torch.nan)
+
+
+def _alignment_in_torch(acts, order, class_offsets, multiples, per_filter, label_gram, mean_distance, alignment):
+    """The op ``kernel_alignment`` in plain PyTorch, into ``mean_distance`` and ``alignment``."""
+    labels = _label_kernel(order, class_offsets, label_gram)  # (N, N)
+    for some in _chunks(acts.shape[1], len(acts)) if per_filter else (slice(None),):  # of the filters and of the rows
+        mean_distance[some], alignment[some] = reference.alignments(
+            acts[:, some].double(), labels, multiples.double(), per_filter
+        )
+
+
+def _matrix_entropy_in_torch(gram, alpha, entropy):
+    """The op ``matrix_entropy`` in plain PyTorch, into ``entropy``."""
+    identity = torch.eye(gram.shape[1], dtype=torch.float64, device=gram.device)  # (N, N)
+    for some in _chunks(len(gram), gram.shape[1]):
+        matrices = gram[some].double().tril()  # (b, N, N)
+        proper = matrices.isfinite().all(-1).all(-1) & (matrices.diagonal(dim1=-2, dim2=-1).sum(-1) > 0)  # (b,)
+        matrices = torch.where(proper[:, None, None], matrices, identity)  # eigvalsh raises for NaN
+        entropy[some] = torch.where(proper, reference.matrix_entropy(matrices, alpha), torch.nan)

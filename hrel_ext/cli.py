@@ -92,9 +92,7 @@ def doctor_command() -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
     table.add_row("GPU", f"{gpu} (torch built for CUDA {torch.version.cuda or 'not at all'})")
     table.add_row("relevance on CPU tensors", f"compiled kernels, {info['isa_level']}")
-    table.add_row(
-        "relevance on CUDA tensors", "compiled kernels" if info["cuda"] else "hrel_ext.reference, with a warning"
-    )
+    table.add_row("relevance on CUDA tensors", _cuda_path(info["cuda_largest_num_samples"]))
     console.print(table)
 
 
@@ -196,6 +194,14 @@ def _results_table(report: dict) -> Table:
         points = 100 * (after[key] - before[key])
         table.add_row(name, f"{100 * before[key]:.2f} %", f"{100 * after[key]:.2f} %", f"{points:+.2f} points")
     return table
+
+
+def _cuda_path(largest_num_samples: int | None) -> str:
+    if largest_num_samples is None:
+        return "no CUDA device"
+    if largest_num_samples == 0:
+        return "plain PyTorch, with a warning that says why"
+    return f"compiled kernels up to {largest_num_samples} samples, above that plain PyTorch"
 
 
 def _command() -> str:

@@ -89,8 +89,12 @@ def entropies(acts: Tensor, label_gram: Tensor, sigma: Tensor, alpha: float) -> 
     """S(A_f) and S(A_f, B) in bits, (F,) each, from acts (N, F, D), a label kernel (N, N) and widths (F,)."""
     a = _gaussian(_distances(acts.transpose(0, 1)), sigma[:, None, None]) / len(acts)  # (F, N, N)
     joint = a * label_gram  # (F, N, N)
-    joint = joint / joint.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-    return _entropy(a, alpha), _entropy(joint, alpha)
+    return _entropy(a, alpha), matrix_entropy(joint, alpha)
+
+
+def matrix_entropy(gram: Tensor, alpha: float) -> Tensor:
+    """S(G / tr G) in bits, (...), of positive semidefinite matrices (..., N, N), whose lower triangle is read."""
+    return _entropy(gram / gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None], alpha)
 
 
 @torch.no_grad()

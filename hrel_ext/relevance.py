@@ -39,8 +39,10 @@ def relevance(
     convention. The estimate is biased: compare it within one layer and one N only.
 
     Args:
-        acts: (N, F), (N, F, L), (N, F, H, W) or (N, F, T, H, W), float32 or float64 (half precision is converted to
-            float32), any strides; never modified. An input that requires grad is detached.
+        acts: (N, F), (N, F, L), (N, F, H, W) or (N, F, T, H, W), float32 or float64 (half precision is computed in
+            float32), any strides; never modified. An input that requires grad is detached. On a CUDA device that the
+            compiled kernels do not run on, or with more samples than they take, plain PyTorch computes there, by
+            eigenvalues.
         labels: (N,), integer class ids >= 0 on the same device; compared for equality only.
         sigma: kernel width > 0, one number or a tensor (F,); None or "layer" takes the width of the layer that aligns
             best with the labels of this batch, as HRel does; "filter" one per filter by the same rule.

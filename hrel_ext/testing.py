@@ -1,14 +1,16 @@
-"""What the tests and the benchmarks share: the table of cases, adversarial activations, tolerances, layer shapes."""
+"""What the tests and the benchmarks share: cases, adversarial activations, the oracle, tolerances, layer shapes."""
 # SPDX-License-Identifier: MIT
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from hrel_ext import reference
+from hrel_ext._batch import prepare, widths
 
 LAYOUTS = ("contiguous", "channels_last", "sliced", "transposed", "expanded")
 
@@ -57,6 +59,41 @@ def tolerance_bits(dtype: torch.dtype, num_samples: int, alpha: float) -> float:
     else:  # half precision is computed in float32
         tolerance, eps = (2e-5 if num_samples <= 128 else 4e-5 * max(1.0, num_samples / 256)), 2.0**-23
     return tolerance if alpha >= 0.9 else max(tolerance, num_samples * eps**alpha)
+
+
+def oracle(
+    acts: Tensor, labels: Tensor, sigma: float | str | Tensor | None, alpha: float, label_sigma: float = 0.1
+) -> reference.RelevanceTerms:
+    """Return the terms of the relevance in float64, computed on the CPU wherever the operands are."""
+    sigma = sigma.cpu().double() if isinstance(sigma, Tensor) else sigma
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more of them make eigvalsh of small matrices many times slower on a busy machine
+    try:
+        return reference.relevance_terms(
+            acts.cpu().double(), labels.cpu(), sigma=sigma, alpha=alpha, label_sigma=label_sigma
+        )
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def relevance_operands(
+    acts: Tensor, labels: Tensor, sigma: float | Tensor, alpha: float, label_sigma: float = 0.1
+) -> tuple[Tensor, Tensor, Tensor, Tensor, float, Tensor | None]:
+    """Return the operands of the op ``hrel_ext::relevance``, as ``hrel_ext.relevance`` prepares them."""
+    batch = prepare(acts, labels, label_sigma)
+    return batch.acts, batch.order, batch.class_offsets, widths(sigma, batch.acts), alpha, batch.label_gram
+
+
+def assert_terms_close(
+    terms: NamedTuple, expected: reference.RelevanceTerms, dtype: torch.dtype, num_samples: int, alpha: float
+) -> None:
+    """Raise AssertionError unless each term, on any device, is as close to the oracle as its dtype allows."""
+    tolerance = tolerance_bits(dtype, num_samples, alpha)
+    for name, value in terms._asdict().items():
+        error = (value.cpu().double() - getattr(expected, name)).abs().max().item() if value.numel() else 0.0
+        limit = 2 * tolerance if name == "relevance" else tolerance
+        if not error <= limit:  # so that a NaN fails as well
+            raise AssertionError(f"{name} is off by {error:.2e} bits, the limit is {limit:.2e}")
 
 
 def lay_out(acts: Tensor, layout: str) -> Tensor:
@@ -205,6 +242,25 @@ VGG16 = (  # 32x32 images
     Layer("vgg16 conv5-7", 128, 256, (8, 8), 3),
     Layer("vgg16 conv8-10", 128, 512, (4, 4), 3),
     Layer("vgg16 conv11-13", 128, 512, (2, 2), 3),
+)
+RESNET56 = (  # 32x32 images, shortcuts without convolutions
+    Layer("resnet56 conv1-19", 128, 16, (32, 32), 19),
+    Layer("resnet56 conv20-37", 128, 32, (16, 16), 18),
+    Layer("resnet56 conv38-55", 128, 64, (8, 8), 18),
+)
+RESNET50 = (  # 224x224 images; four of the wide convolutions are shortcuts, and the 3x3 one of a block has its stride
+    Layer("resnet50 conv1", 128, 64, (112, 112)),
+    Layer("resnet50 stage 1 narrow", 128, 64, (56, 56), 6),
+    Layer("resnet50 stage 1 wide", 128, 256, (56, 56), 4),
+    Layer("resnet50 stage 2 first", 128, 128, (56, 56)),
+    Layer("resnet50 stage 2 narrow", 128, 128, (28, 28), 7),
+    Layer("resnet50 stage 2 wide", 128, 512, (28, 28), 5),
+    Layer("resnet50 stage 3 first", 128, 256, (28, 28)),
+    Layer("resnet50 stage 3 narrow", 128, 256, (14, 14), 11),
+    Layer("resnet50 stage 3 wide", 128, 1024, (14, 14), 7),
+    Layer("resnet50 stage 4 first", 128, 512, (14, 14)),
+    Layer("resnet50 stage 4 narrow", 128, 512, (7, 7), 5),
+    Layer("resnet50 stage 4 wide", 128, 2048, (7, 7), 4),
 )
 ROWS = (Layer("rows", 128, 512, ()),)  # (N, F): one value per filter, as after global pooling
 LAYERS = (*LENET5, *VGG16, *ROWS)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hrel_ext import _ops
-from hrel_ext._batch import Batch, check_finite, positive, prepare
+from hrel_ext._batch import Batch, check_finite, positive, prepare, result_dtype
 
 
 def kernel_width(
@@ -66,9 +66,10 @@ def aligned_width(
     batch: Batch, *, per_filter: bool, low: float = 0.3, high: float = 10.0, num_widths: int = 300
 ) -> Tensor:
     """``kernel_width`` of a batch that is checked already."""
-    multiples = torch.linspace(low, high, num_widths, dtype=batch.acts.dtype, device=batch.acts.device)  # (M,)
+    dtype, device = result_dtype(batch.acts), batch.acts.device
     if batch.acts.shape[1] == 0:  # a layer without filters: any width, and no distances to search
-        return batch.acts.new_ones(0) if per_filter else batch.acts.new_ones(())
+        return torch.ones(0 if per_filter else (), dtype=dtype, device=device)
+    multiples = torch.linspace(low, high, num_widths, dtype=dtype, device=device)  # (M,)
     mean_distance, best = _search(batch, multiples, per_filter)  # (R,), (R,)
     scale = _underflow_scale(batch.acts, mean_distance, per_filter)  # (R,) or None
     if scale is not None:
@@ -99,13 +100,13 @@ def _underflow_scale(acts: Tensor, mean_distance: Tensor, per_filter: bool) -> T
     Equal maps of ordinary size have a mean distance of 0 as well: only where the values themselves are tiny can two
     different ones be closer than ``smallest``.
     """
-    limits = torch.finfo(acts.dtype)
+    limits = torch.finfo(mean_distance.dtype)
     smallest = (limits.tiny / limits.eps) ** 0.5  # the square keeps all of its digits
     if not (mean_distance < smallest).any():
         return None
-    largest = acts.abs().amax((0, 2) if per_filter else (0, 1, 2)).reshape(-1)  # (R,)
+    largest = acts.abs().amax((0, 2) if per_filter else (0, 1, 2)).reshape(-1).to(mean_distance)  # (R,)
     affected = (mean_distance < smallest) & (largest > 0) & (largest < smallest / limits.eps)
     if not affected.any():
         return None
     exponent = torch.frexp(largest).exponent.clamp(min=round(math.log2(limits.tiny)))  # (R,)
-    return torch.where(affected, torch.exp2(-exponent.to(acts.dtype)), 1)
+    return torch.where(affected, torch.exp2(-exponent.to(largest)), 1)

@@ -1,12 +1,13 @@
-"""The registered ops: schema, fake kernels, operand checks, and the fallback for devices without kernels."""
+"""The registered ops: schema, fake kernels, operand checks, and the plain PyTorch for devices without kernels."""
 # SPDX-License-Identifier: MIT
 
 import re
+import warnings
 
 import pytest
 import torch
 
-from hrel_ext import _ops, _rational
+from hrel_ext import _ops, _rational, testing
 from hrel_ext._batch import prepare
 
 DTYPES = (torch.float32, torch.float64)
@@ -51,18 +52,114 @@ def test_operands_are_checked_by_name(rng):
         torch.ops.hrel_ext.relevance(acts, order, offsets, sigma, 1.01, torch.eye(2))
 
 
-def test_fallback_warns_once_and_rebuilds_the_label_kernel(rng, monkeypatch):
-    monkeypatch.setattr(_ops, "_warned", set())
-    acts, order, offsets, _, _ = operands(rng)
-    labels = torch.arange(13) % 4
-    with pytest.warns(RuntimeWarning, match=r"holds no CUDA kernels.*hrel_ext\.reference computes"):
-        gram = _ops._fall_back(acts, order, offsets, None)
-    assert torch.equal(gram, (labels[:, None] == labels[None, :]).float())
-    import warnings
+def test_half_precision_is_left_to_cuda(rng):
+    acts, order, offsets, sigma, _ = operands(rng)
+    with pytest.raises(ValueError, match=re.escape("acts must be (N, F, D) of float32 or float64, got (13, 5, 6) of")):
+        torch.ops.hrel_ext.relevance(acts.half(), order, offsets, sigma, 1.01, None)
 
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_fake_results_of_half_precision_are_float32(rng, dtype):
+    acts, order, offsets, sigma, _ = operands(rng)
+    acts = acts.to(dtype)
+    for device in ("meta", "cuda"):
+        with torch._subclasses.FakeTensorMode():
+            fake = [torch.empty(t.shape, dtype=t.dtype, device=device) for t in (acts, order, offsets, sigma)]
+            results = [*torch.ops.hrel_ext.relevance(*fake, 1.01, None)]
+            results += torch.ops.hrel_ext.kernel_alignment(*fake[:3], fake[3], False, None)
+            assert [tuple(t.shape) for t in results] == [(5,), (5,), (1,), (1, 5)]
+            assert {t.dtype for t in results} == {torch.float32} and {t.device.type for t in results} == {device}
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "largest", "architectures", "compiled", "reason"),
+    (
+        (128, 256, ["90"], True, None),
+        (256, 256, ["90"], True, None),
+        (257, 256, ["90"], False, None),
+        (1, 0, [], False, "holds no CUDA kernels; build them with `HREL_CUDA=ON pip install .`"),
+        (
+            1,
+            0,
+            ["80", "90"],
+            False,
+            "for sm_80, sm_90 and do not run on this device, sm_75; build them with `HREL_CUDA",
+        ),
+        (1, 0, ["80"], False, "`HREL_CUDA=ON CMAKE_CUDA_ARCHITECTURES=75 pip install .`"),
+    ),
+)
+def test_route_of_cuda_tensors(num_samples, largest, architectures, compiled, reason):
+    got = _ops._route(num_samples, largest, architectures, (7, 5))
+    assert got[0] is compiled
+    assert got[1] is None if reason is None else reason in got[1]
+
+
+def test_each_reason_for_plain_pytorch_is_given_once(monkeypatch):
+    monkeypatch.setattr(_ops, "_warned", set())
+    monkeypatch.setattr(_ops, "_cuda_device", lambda index: ((0, (7, 5)), (256, (9, 0)))[index])
+    with pytest.warns(RuntimeWarning, match=r"HREL_CUDA=ON.*; until then plain PyTorch computes on the device"):
+        assert not _ops._is_compiled(torch.device("cuda:0"), 13)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _ops._fall_back(acts, order, offsets, gram) is gram
+        assert not _ops._is_compiled(torch.device("cuda:0"), 13)
+        assert _ops._is_compiled(torch.device("cuda:1"), 256)
+        assert not _ops._is_compiled(torch.device("cuda:1"), 257)  # too many samples are no reason for a warning
+        assert _ops._is_compiled(torch.device("cpu"), 10_000)
+
+
+@pytest.fixture(params=(1, 8 * 13 * 13 * 2, _ops.MAX_CHUNK_BYTES), ids=("alone", "in twos", "at once"))
+def chunk_bytes(request, monkeypatch):
+    monkeypatch.setattr(_ops, "MAX_CHUNK_BYTES", request.param)
+
+
+@pytest.mark.usefixtures("chunk_bytes")
+@pytest.mark.parametrize("label_sigma", (0.1, 1.0))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_plain_pytorch_agrees_with_the_kernels(rng, dtype, label_sigma):
+    acts, order, offsets, sigma, gram = operands(rng, dtype, label_sigma)
+    acts[4, 3, 1] = torch.nan
+    tolerance = testing.tolerance_bits(dtype, 13, 1.01)
+    for alpha in (0.9, 1, 1.01, 2, 2.5):
+        expected = torch.ops.hrel_ext.relevance(acts, order, offsets, sigma, alpha, gram)
+        results = [torch.empty_like(t) for t in expected]
+        _ops._relevance_in_torch(acts, order, offsets, sigma, alpha, gram, *results)
+        assert results[0].isnan().tolist() == [False, False, False, True, False]
+        torch.testing.assert_close(results, [*expected], rtol=0, atol=tolerance, equal_nan=True)
+    multiples = torch.linspace(0.3, 10, 7, dtype=dtype)
+    for per_filter in (False, True):
+        expected = torch.ops.hrel_ext.kernel_alignment(acts[:, :3], order, offsets, multiples, per_filter, gram)
+        results = [torch.empty_like(t) for t in expected]
+        _ops._alignment_in_torch(acts[:, :3], order, offsets, multiples, per_filter, gram, *results)
+        torch.testing.assert_close(results, [*expected], rtol=1e-6 if dtype == torch.float32 else 1e-12, atol=tolerance)
+
+
+@pytest.mark.usefixtures("chunk_bytes")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_plain_entropies_of_matrices_agree_with_the_kernels(rng, dtype):
+    gram = torch.randn(7, 13, 13, generator=rng, dtype=dtype)
+    gram = 3 * gram @ gram.mT
+    gram[2, 4, 1], gram[3], gram[5, 1, 4] = torch.nan, -gram[3], torch.nan  # the last one is not read
+    for alpha in (0.9, 1, 1.01, 2, 2.5):
+        expected = torch.ops.hrel_ext.matrix_entropy(gram, alpha)
+        entropy = torch.empty_like(expected)
+        _ops._matrix_entropy_in_torch(gram, alpha, entropy)
+        assert entropy.isnan().nonzero().flatten().tolist() == [2, 3]
+        tolerance = testing.tolerance_bits(dtype, 13, alpha)
+        torch.testing.assert_close(entropy, expected, rtol=0, atol=tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_plain_pytorch_takes_half_precision_and_no_filters(rng, dtype):
+    acts, order, offsets, sigma, _ = operands(rng)
+    half, multiples = acts.to(dtype), torch.tensor([0.5, 1.0])
+    expected = torch.ops.hrel_ext.relevance(half.float(), order, offsets, sigma, 1.01, None)
+    results = [torch.empty_like(t) for t in expected]
+    _ops._relevance_in_torch(half, order, offsets, sigma, 1.01, None, *results)
+    torch.testing.assert_close(results, [*expected], rtol=0, atol=testing.tolerance_bits(dtype, 13, 1.01))
+    expected = torch.ops.hrel_ext.kernel_alignment(half.float(), order, offsets, multiples, True, None)
+    results = [torch.empty_like(t) for t in expected]
+    _ops._alignment_in_torch(half, order, offsets, multiples, True, None, *results)
+    torch.testing.assert_close(results, [*expected])
 
 
 @pytest.mark.parametrize("num_samples", (1, 2, 13, 100, 128))

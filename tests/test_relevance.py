@@ -11,27 +11,10 @@ from hypothesis import strategies as st
 
 import hrel_ext
 from hrel_ext import reference, testing
+from hrel_ext.testing import assert_terms_close, oracle
 
 ALPHAS = (0.5, 0.9, 1, 1.01, 1.3, 1.5, 2, 2.5, 3)
 fixed_seed = hypothesis.settings(derandomize=True, deadline=None, max_examples=40, database=None)
-
-
-def oracle(acts, labels, sigma, alpha, label_sigma=0.1):
-    sigma = sigma.double() if isinstance(sigma, torch.Tensor) else sigma
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more of them make eigvalsh of small matrices many times slower on a busy machine
-    try:
-        return reference.relevance_terms(acts.double(), labels, sigma=sigma, alpha=alpha, label_sigma=label_sigma)
-    finally:
-        torch.set_num_threads(num_threads)
-
-
-def assert_terms_close(terms, expected, dtype, num_samples, alpha):
-    tolerance = testing.tolerance_bits(dtype, num_samples, alpha)
-    for name, value in terms._asdict().items():
-        error = (value.double() - getattr(expected, name)).abs().max().item() if value.numel() else 0.0
-        limit = 2 * tolerance if name == "relevance" else tolerance
-        assert error <= limit, f"{name} is off by {error:.2e} bits, the limit is {limit:.2e}"  # a NaN fails as well
 
 
 def problem(rng, num_samples=33, num_filters=9, map_shape=(3, 2), num_classes=5, dtype=torch.float32):

@@ -6,6 +6,8 @@ import torch
 
 import hrel_ext
 from hrel_ext import reference, testing
+from hrel_ext._batch import widths
+from hrel_ext.width import _underflow_scale
 
 GRID = {"low": 0.2, "high": 4.0, "num_widths": 39}
 
@@ -104,6 +106,17 @@ def test_half_precision_is_converted_and_gradients_are_not_followed(rng):
     width = hrel_ext.kernel_width(acts.requires_grad_(), labels)
     assert width.dtype == torch.float32 and not width.requires_grad
     assert torch.equal(width, hrel_ext.kernel_width(acts.detach().float(), labels))
+
+
+@pytest.mark.parametrize("per_filter", (False, True))
+def test_scale_of_tiny_half_precision_is_float32(per_filter):
+    # Of bfloat16 on CUDA, which is not converted: the scale must not be rounded to it, nor the scaled maps.
+    acts = torch.full((4, 2, 3), 2.0**-120, dtype=torch.bfloat16)
+    scale = _underflow_scale(acts, torch.zeros(2 if per_filter else 1), per_filter)
+    assert torch.equal(scale, torch.full_like(scale, 2.0**119)) and scale.dtype == torch.float32
+    scaled = acts * (scale[None, :, None] if per_filter else scale)
+    assert torch.equal(scaled, torch.full((4, 2, 3), 0.5))
+    assert widths(2, acts).dtype == widths(torch.ones(2).half(), acts).dtype == torch.float32
 
 
 def test_no_filters_have_no_widths():

@@ -15,7 +15,7 @@
 namespace hrel::bindings {
 
 using Address = std::uintptr_t;
-using Extents = std::array<Index, 3>;  // (N, F, D), or strides in elements
+using Extents = std::array<Index, 3>;  // (N, F, D) or (B, N, N), or strides in elements
 
 template <class T>
 T* pointer(Address address, char const* name) {
@@ -59,6 +59,48 @@ inline EntropyOrder entropy_order(double alpha, std::optional<RationalLists> con
     }
   }
   return order;
+}
+
+template <class Scalar, class Stored>
+RelevanceProblem<Scalar, Stored> relevance_problem(Address acts_ptr, Extents acts_shape, Extents acts_strides,
+                                                   Address order_ptr, Address class_offsets_ptr, Address label_gram_ptr,
+                                                   Address sigma_ptr, double alpha,
+                                                   std::optional<RationalLists> const& rational, Address entropy_ptr,
+                                                   Address joint_entropy_ptr) {
+  return {activations<Stored>(acts_ptr, acts_shape, acts_strides),
+          labels<Scalar>(order_ptr, class_offsets_ptr, label_gram_ptr),
+          pointer<Scalar const>(sigma_ptr, "sigma_ptr"),
+          entropy_order(alpha, rational),
+          pointer<Scalar>(entropy_ptr, "entropy_ptr"),
+          pointer<Scalar>(joint_entropy_ptr, "joint_entropy_ptr")};
+}
+
+template <class Scalar, class Stored>
+AlignmentProblem<Scalar, Stored> alignment_problem(Address acts_ptr, Extents acts_shape, Extents acts_strides,
+                                                   Address order_ptr, Address class_offsets_ptr, Address label_gram_ptr,
+                                                   Address multiples_ptr, Index num_widths, bool per_filter,
+                                                   Address mean_distance_ptr, Address alignment_ptr) {
+  if (num_widths < 1) throw std::invalid_argument("num_widths must be >= 1");
+  return {activations<Stored>(acts_ptr, acts_shape, acts_strides),
+          labels<Scalar>(order_ptr, class_offsets_ptr, label_gram_ptr),
+          pointer<Scalar const>(multiples_ptr, "multiples_ptr"),
+          num_widths,
+          per_filter,
+          pointer<Scalar>(mean_distance_ptr, "mean_distance_ptr"),
+          pointer<Scalar>(alignment_ptr, "alignment_ptr")};
+}
+
+template <class Scalar>
+EntropyProblem<Scalar> entropy_problem(Address gram_ptr, Extents gram_shape, Extents gram_strides, double alpha,
+                                       std::optional<RationalLists> const& rational, Address entropy_ptr) {
+  auto const [num_matrices, size, columns] = gram_shape;
+  if (num_matrices < 1 || size < 1 || columns != size) {
+    throw std::invalid_argument("gram must hold square matrices and have no empty extent");
+  }
+  return {{pointer<Scalar const>(gram_ptr, "gram_ptr"), num_matrices, size, gram_strides[0], gram_strides[1],
+           gram_strides[2]},
+          entropy_order(alpha, rational),
+          pointer<Scalar>(entropy_ptr, "entropy_ptr")};
 }
 
 }  // namespace hrel::bindings

@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <type_traits>
+
 #include "bindings/arguments.h"
 #include "cpu/launch.h"
 #include "cuda/launch.h"
@@ -11,48 +13,63 @@ namespace py = pybind11;
 namespace hrel::bindings {
 namespace {
 
-template <class Scalar>
-void relevance_cpu(Address acts_ptr, Extents acts_shape, Extents acts_strides, Address order_ptr,
-                   Address class_offsets_ptr, Address label_gram_ptr, Address sigma_ptr, double alpha,
-                   std::optional<RationalLists> const& rational, int num_threads, Address entropy_ptr,
-                   Address joint_entropy_ptr) {
-  RelevanceProblem<Scalar> const problem{activations<Scalar>(acts_ptr, acts_shape, acts_strides),
-                                         labels<Scalar>(order_ptr, class_offsets_ptr, label_gram_ptr),
-                                         pointer<Scalar const>(sigma_ptr, "sigma_ptr"),
-                                         entropy_order(alpha, rational),
-                                         pointer<Scalar>(entropy_ptr, "entropy_ptr"),
-                                         pointer<Scalar>(joint_entropy_ptr, "joint_entropy_ptr")};
-  py::gil_scoped_release const release;
-  cpu::relevance(problem, cpu::NumThreads{num_threads}, *cpu::usable_levels().front());
+using py::arg;
+
+// A problem as Python holds it: made once from its operands, then run by the backend of the device they lie on.
+template <class Problem>
+void define_run_on_cuda(py::class_<Problem>& problem,
+                        void (*launch)(std::type_identity_t<Problem> const&, cuda::Workspace, cuda::Stream)) {
+  problem.def(
+      "cuda_workspace_bytes", [](Problem const& self, int device) { return cuda::workspace_bytes(self, device); },
+      py::kw_only(), arg("device"));
+  problem.def(
+      "run_on_cuda",
+      [launch](Problem const& self, Address workspace_ptr, Index workspace_bytes, int device, Address stream_ptr) {
+        launch(self, {reinterpret_cast<std::byte*>(workspace_ptr), workspace_bytes},
+               {device, reinterpret_cast<void*>(stream_ptr)});
+      },
+      py::kw_only(), arg("workspace_ptr"), arg("workspace_bytes"), arg("device"), arg("stream_ptr"),
+      py::call_guard<py::gil_scoped_release>());
+}
+
+template <class Problem>
+void define_run_on_cpu(py::class_<Problem>& problem,
+                       void (*launch)(std::type_identity_t<Problem> const&, cpu::NumThreads, cpu::Level const&)) {
+  problem.def(
+      "run_on_cpu",
+      [launch](Problem const& self, int num_threads) {
+        launch(self, cpu::NumThreads{num_threads}, *cpu::usable_levels().front());
+      },
+      py::kw_only(), arg("num_threads"), py::call_guard<py::gil_scoped_release>());
+}
+
+// Half precision is for CUDA alone, and alignments in float64 for the CPU.
+template <class Scalar, class Stored>
+void define_problems_of_activations(py::module_& module, std::string const& suffix) {
+  py::class_<RelevanceProblem<Scalar, Stored>> relevance(module, ("RelevanceProblem_" + suffix).c_str());
+  relevance.def(py::init(&relevance_problem<Scalar, Stored>), py::kw_only(), arg("acts_ptr"), arg("acts_shape"),
+                arg("acts_strides"), arg("order_ptr"), arg("class_offsets_ptr"), arg("label_gram_ptr"),
+                arg("sigma_ptr"), arg("alpha"), arg("rational"), arg("entropy_ptr"), arg("joint_entropy_ptr"));
+  py::class_<AlignmentProblem<Scalar, Stored>> alignment(module, ("AlignmentProblem_" + suffix).c_str());
+  alignment.def(py::init(&alignment_problem<Scalar, Stored>), py::kw_only(), arg("acts_ptr"), arg("acts_shape"),
+                arg("acts_strides"), arg("order_ptr"), arg("class_offsets_ptr"), arg("label_gram_ptr"),
+                arg("multiples_ptr"), arg("num_widths"), arg("per_filter"), arg("mean_distance_ptr"),
+                arg("alignment_ptr"));
+  define_run_on_cuda(relevance, &cuda::relevance<Scalar, Stored>);
+  if constexpr (std::is_same_v<Scalar, float>) define_run_on_cuda(alignment, &cuda::kernel_alignment<Stored>);
+  if constexpr (std::is_same_v<Scalar, Stored>) {
+    define_run_on_cpu(relevance, &cpu::relevance);
+    define_run_on_cpu(alignment, &cpu::kernel_alignment);
+  }
 }
 
 template <class Scalar>
-void kernel_alignment_cpu(Address acts_ptr, Extents acts_shape, Extents acts_strides, Address order_ptr,
-                          Address class_offsets_ptr, Address label_gram_ptr, Address multiples_ptr, Index num_widths,
-                          bool per_filter, int num_threads, Address mean_distance_ptr, Address alignment_ptr) {
-  if (num_widths < 1) throw std::invalid_argument("num_widths must be >= 1");
-  AlignmentProblem<Scalar> const problem{activations<Scalar>(acts_ptr, acts_shape, acts_strides),
-                                         labels<Scalar>(order_ptr, class_offsets_ptr, label_gram_ptr),
-                                         pointer<Scalar const>(multiples_ptr, "multiples_ptr"),
-                                         num_widths,
-                                         per_filter,
-                                         pointer<Scalar>(mean_distance_ptr, "mean_distance_ptr"),
-                                         pointer<Scalar>(alignment_ptr, "alignment_ptr")};
-  py::gil_scoped_release const release;
-  cpu::kernel_alignment(problem, cpu::NumThreads{num_threads}, *cpu::usable_levels().front());
-}
-
-template <class Scalar>
-void define_kernels(py::module_& module, std::string const& suffix) {
-  using py::arg;
-  module.def(("relevance_cpu_" + suffix).c_str(), &relevance_cpu<Scalar>, py::kw_only(), arg("acts_ptr"),
-             arg("acts_shape"), arg("acts_strides"), arg("order_ptr"), arg("class_offsets_ptr"), arg("label_gram_ptr"),
-             arg("sigma_ptr"), arg("alpha"), arg("rational"), arg("num_threads"), arg("entropy_ptr"),
-             arg("joint_entropy_ptr"));
-  module.def(("kernel_alignment_cpu_" + suffix).c_str(), &kernel_alignment_cpu<Scalar>, py::kw_only(), arg("acts_ptr"),
-             arg("acts_shape"), arg("acts_strides"), arg("order_ptr"), arg("class_offsets_ptr"), arg("label_gram_ptr"),
-             arg("multiples_ptr"), arg("num_widths"), arg("per_filter"), arg("num_threads"), arg("mean_distance_ptr"),
-             arg("alignment_ptr"));
+void define_problem_of_matrices(py::module_& module, std::string const& suffix) {
+  py::class_<EntropyProblem<Scalar>> entropy(module, ("EntropyProblem_" + suffix).c_str());
+  entropy.def(py::init(&entropy_problem<Scalar>), py::kw_only(), arg("gram_ptr"), arg("gram_shape"),
+              arg("gram_strides"), arg("alpha"), arg("rational"), arg("entropy_ptr"));
+  define_run_on_cuda(entropy, &cuda::matrix_entropy<Scalar>);
+  define_run_on_cpu(entropy, &cpu::matrix_entropy);
 }
 
 }  // namespace
@@ -66,10 +83,15 @@ PYBIND11_MODULE(_C, module) {
              return bindings::RationalLists{std::move(powers), std::move(poles), std::move(weights)};
            }),
            py::kw_only(), py::arg("powers"), py::arg("poles"), py::arg("weights"));
-  bindings::define_kernels<float>(module, "float32");
-  bindings::define_kernels<double>(module, "float64");
+  bindings::define_problems_of_activations<float, float>(module, "float32");
+  bindings::define_problems_of_activations<float, Half>(module, "float16");
+  bindings::define_problems_of_activations<float, BFloat16>(module, "bfloat16");
+  bindings::define_problems_of_activations<double, double>(module, "float64");
+  bindings::define_problem_of_matrices<float>(module, "float32");
+  bindings::define_problem_of_matrices<double>(module, "float64");
   module.def("isa_level", [] { return cpu::usable_levels().front()->name; });
   module.def("isa_levels_built", [] { return cpu::built_levels(); });
   module.def("cuda_architectures", [] { return cuda::built_architectures(); });
+  module.def("cuda_largest_num_samples", &cuda::largest_num_samples, py::arg("device"));
   module.attr("compiler") = HREL_COMPILER;
 }

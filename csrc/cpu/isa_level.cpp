@@ -2,6 +2,7 @@
 // all code below it lives in that namespace or is always inlined, so that no instruction of one level gets into
 // another. SPDX-License-Identifier: MIT
 #include "cpu/alignment.h"
+#include "cpu/entropy.h"
 #include "cpu/level.h"
 #include "cpu/relevance.h"
 
@@ -21,11 +22,6 @@ struct NativePack<double> {
   using Type = DoublePack;
 };
 
-template <class Scalar>
-bool takes_eigenvalues(RelevanceProblem<Scalar> const& problem) {
-  return problem.order.spectrum == Spectrum::kEigenvalues;
-}
-
 template <class Pack>
 Index groups_of(Index count) {
   return (count + Lanes<Pack>::kCount - 1) / Lanes<Pack>::kCount;
@@ -39,18 +35,51 @@ int members_of(Index group, Index count) {
 
 template <class Scalar>
 struct Relevance {
-  using Native = typename NativePack<Scalar>::Type;
   using Problem = RelevanceProblem<Scalar>;
+  template <class Pack>
+  using GroupScratch = RelevanceScratch<Pack>;
+
+  static Index count(Problem const& problem) { return problem.acts.num_filters; }
+  static Index size(Problem const& problem) { return problem.acts.num_samples; }
+
+  template <class Pack>
+  static void run(Problem const& problem, Index first, int members, Scratch memory, bool* doubtful) {
+    relevance_of_group<Pack>(problem, first, members, memory, doubtful);
+  }
+};
+
+template <class Scalar>
+struct MatrixEntropy {
+  using Problem = EntropyProblem<Scalar>;
+  template <class Pack>
+  using GroupScratch = EntropyScratch<Pack>;
+
+  static Index count(Problem const& problem) { return problem.gram.num_matrices; }
+  static Index size(Problem const& problem) { return problem.gram.size; }
+
+  template <class Pack>
+  static void run(Problem const& problem, Index first, int members, Scratch memory, bool* doubtful) {
+    entropy_of_group<Pack>(problem, first, members, memory, doubtful);
+  }
+};
+
+// Entropies of a group of filters or matrices; those that turn out doubtful once more, alone, by eigenvalues.
+template <class Scalar, class Group>
+struct Entropies {
+  using Native = typename NativePack<Scalar>::Type;
+  using Problem = typename Group::Problem;
+
+  static bool takes_eigenvalues(Problem const& problem) { return problem.order.spectrum == Spectrum::kEigenvalues; }
 
   static Index num_tasks(Problem const& problem) {
-    Index const filters = problem.acts.num_filters;
-    return takes_eigenvalues(problem) ? groups_of<DoublePack>(filters) : groups_of<Native>(filters);
+    Index const count = Group::count(problem);
+    return takes_eigenvalues(problem) ? groups_of<DoublePack>(count) : groups_of<Native>(count);
   }
 
   template <class Pack>
   static Index bytes(Problem const& problem) {
     Scratch memory{nullptr};
-    RelevanceScratch<Pack>(memory, problem.acts.num_samples);
+    typename Group::template GroupScratch<Pack>(memory, Group::size(problem));
     return memory.used;
   }
 
@@ -63,14 +92,14 @@ struct Relevance {
   static void run_group(Problem const& problem, Index task, std::byte* scratch) {
     constexpr int kLanes = Lanes<Pack>::kCount;
     bool doubtful[kLanes] = {};
-    int const members = members_of<Pack>(task, problem.acts.num_filters);
-    relevance_of_group<Pack>(problem, task * kLanes, members, Scratch{scratch}, doubtful);
+    int const members = members_of<Pack>(task, Group::count(problem));
+    Group::template run<Pack>(problem, task * kLanes, members, Scratch{scratch}, doubtful);
     for (int lane = 0; lane < members; ++lane) {
       if (!doubtful[lane]) continue;
       Problem exact = problem;
       exact.order.spectrum = Spectrum::kEigenvalues;
       bool never[Lanes<DoublePack>::kCount] = {};
-      relevance_of_group<DoublePack>(exact, task * kLanes + lane, 1, Scratch{scratch}, never);
+      Group::template run<DoublePack>(exact, task * kLanes + lane, 1, Scratch{scratch}, never);
     }
   }
 
@@ -157,8 +186,9 @@ struct LayerWidths {
 };
 
 template <class Scalar>
-constexpr LevelKernels<Scalar> kKernels{Relevance<Scalar>::kKernel, FilterAlignment<Scalar>::kKernel,
-                                        LayerDistances<Scalar>::kKernel, LayerWidths<Scalar>::kKernel};
+constexpr LevelKernels<Scalar> kKernels{
+    Entropies<Scalar, Relevance<Scalar>>::kKernel, Entropies<Scalar, MatrixEntropy<Scalar>>::kKernel,
+    FilterAlignment<Scalar>::kKernel, LayerDistances<Scalar>::kKernel, LayerWidths<Scalar>::kKernel};
 
 }  // namespace
 }  // namespace HREL_LEVEL

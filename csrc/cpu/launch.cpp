@@ -116,6 +116,14 @@ void relevance(RelevanceProblem<double> const& problem, NumThreads threads, Leve
   run_tasks(level.double_kernels.relevance, problem, threads);
 }
 
+void matrix_entropy(EntropyProblem<float> const& problem, NumThreads threads, Level const& level) {
+  run_tasks(level.float_kernels.matrix_entropy, problem, threads);
+}
+
+void matrix_entropy(EntropyProblem<double> const& problem, NumThreads threads, Level const& level) {
+  run_tasks(level.double_kernels.matrix_entropy, problem, threads);
+}
+
 void kernel_alignment(AlignmentProblem<float> const& problem, NumThreads threads, Level const& level) {
   alignment(problem, level.float_kernels, threads);
 }

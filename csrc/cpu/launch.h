@@ -23,6 +23,11 @@ std::vector<char const*> built_levels();
 void relevance(RelevanceProblem<float> const& problem, NumThreads threads, Level const& level);
 void relevance(RelevanceProblem<double> const& problem, NumThreads threads, Level const& level);
 
+// S of every matrix divided by its trace; NaN where an element is not finite or the trace not positive. Throws as
+// above.
+void matrix_entropy(EntropyProblem<float> const& problem, NumThreads threads, Level const& level);
+void matrix_entropy(EntropyProblem<double> const& problem, NumThreads threads, Level const& level);
+
 // Mean distance and alignment of every width, of each filter or of the layer. Throws std::bad_alloc.
 void kernel_alignment(AlignmentProblem<float> const& problem, NumThreads threads, Level const& level);
 void kernel_alignment(AlignmentProblem<double> const& problem, NumThreads threads, Level const& level);

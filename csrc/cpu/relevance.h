@@ -3,36 +3,27 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 #include <cmath>
-#include <limits>
-#include <stdexcept>
 
+#include "cpu/entropy.h"
 #include "cpu/gram.h"
 #include "cpu/labels.h"
 #include "cpu/lanes.h"
 #include "cpu/scratch.h"
 #include "cpu/tridiagonal.h"
-#include "numerics/eigenvalues.h"
-#include "numerics/entropy.h"
 #include "numerics/problem.h"
-#include "numerics/rational_trace.h"
 
 namespace hrel::cpu::HREL_LEVEL {
 
 // Scratch of one group.
 template <class Pack>
-struct RelevanceScratch {
+struct RelevanceScratch : EntropyScratch<Pack> {
   RelevanceScratch(Scratch& memory, Index n)
-      : triangle(memory.take<Pack>(triangle_elements(n))),
+      : EntropyScratch<Pack>(memory, n),
         block(memory.take<Pack>(triangle_elements(n))),
-        staged(memory.take<Pack>(staging_elements(n))),
-        reduction(memory.take<Pack>(reduction_elements(n))),
-        tri{memory.take<Pack>(n), memory.take<Pack>(n), n},
-        single{memory.take<double>(n), memory.take<double>(n), n} {}
+        staged(memory.take<Pack>(staging_elements(n))) {}
 
-  Pack *triangle, *block;  // [N, N] of the group; of one class, or of A o B
-  Pack *staged, *reduction;
-  TridiagonalView<Pack> tri;       // [N]
-  TridiagonalView<double> single;  // [N] one lane of it
+  Pack* block;  // [N, N] of one class, or of A o B
+  Pack* staged;
 };
 
 // triangle = A - 11'/N = -(1 - exp(-d2 / sigma^2)) / N, padding 0. Returns 0, or NaN for a lane with a value not
@@ -52,24 +43,16 @@ HREL_HD Pack centred_gaussian(Pack* triangle, Index n, Pack inverse_sigma) {
   return not_finite;
 }
 
-// tr A^2 (labels null) or tr (A o B)^2 from the centred triangle.
+// tr (A o B)^2 from the centred triangle.
 template <class Scalar, class Pack>
-HREL_HD Pack sum_of_squares(Pack const* triangle, Index n, LabelView<Scalar> const* labels) {
+HREL_HD Pack sum_of_joint_squares(Pack const* triangle, Index n, LabelView<Scalar> const& labels) {
   using Value = typename Lanes<Pack>::Scalar;
   Value const shift = Value(1) / static_cast<Value>(n);
   Pack sums[kTile * kTile] = {};  // one long float32 sum would lose digits
-  if (labels == nullptr) {
-    for_each_element(n, [&](Index offset, Index row, Index column, int copies) __attribute__((always_inline)) {
-      if (row >= n || column >= n) return;
-      Pack const element = triangle[offset] + shift;
-      sums[offset % (kTile * kTile)] += element * element * static_cast<Value>(copies);
-    });
-  } else {
-    for_each_labelled_element(*labels, n, [&](Index offset, Scalar weight, int copies) __attribute__((always_inline)) {
-      Pack const element = (triangle[offset] + shift) * static_cast<Value>(weight);
-      sums[offset % (kTile * kTile)] += element * element * static_cast<Value>(copies);
-    });
-  }
+  for_each_labelled_element(labels, n, [&](Index offset, Scalar weight, int copies) __attribute__((always_inline)) {
+    Pack const element = (triangle[offset] + shift) * static_cast<Value>(weight);
+    sums[offset % (kTile * kTile)] += element * element * static_cast<Value>(copies);
+  });
   Pack total{};
   for (Pack const& sum : sums) total += sum;
   return total;
@@ -114,41 +97,6 @@ HREL_HD void tridiagonalise_joint(LabelView<Scalar> const& labels, RelevanceScra
   tridiagonalise(s.block, s.tri, splat<Pack>(mean), s.reduction);
 }
 
-// Entropies in bits of the lanes of s.tri. A lane of `doubtful` is set where the rational trace met a pivot <= 0.
-template <class Pack>
-HREL_HD void entropies_of_tridiagonal(EntropyOrder const& order, RelevanceScratch<Pack> const& s, int lanes,
-                                      double* bits, bool* doubtful) {
-  double const beta = order.alpha - 1;
-  if (order.spectrum == Spectrum::kRational) {
-    Pack lowest;
-    Pack const trace = rational_trace(s.tri, order.rational, lowest);
-    for (int lane = 0; lane < lanes; ++lane) {
-      bits[lane] = entropy_bits_of_trace(trace[lane], beta);
-      doubtful[lane] |= lowest[lane] <= 0;
-    }
-  } else if (order.spectrum == Spectrum::kCube) {
-    Pack sums[kPowers];
-    power_sums(s.tri, sums);
-    for (int lane = 0; lane < lanes; ++lane) bits[lane] = std::log2(static_cast<double>(sums[2][lane])) / -2;
-  } else {
-    for (int lane = 0; lane < lanes; ++lane) {
-      bool finite = true;
-      for (Index i = 0; i < s.tri.size; ++i) {
-        s.single.diagonal[i] = s.tri.diagonal[i][lane];
-        if (i + 1 < s.tri.size) s.single.off_diagonal[i] = s.tri.off_diagonal[i][lane];
-        finite = finite && std::isfinite(s.single.diagonal[i]);
-      }
-      if (!finite) {
-        bits[lane] = std::numeric_limits<double>::quiet_NaN();
-      } else if (!eigenvalues(s.single)) {
-        throw std::runtime_error("the eigenvalues of a filter's Gram matrix did not converge");
-      } else {
-        bits[lane] = entropy_bits_of_eigenvalues(s.single.diagonal, s.tri.size, order.alpha);
-      }
-    }
-  }
-}
-
 // Filters first_filter .. first_filter + num_filters - 1, at most one a lane; true for those left to the eigenvalue
 // route.
 template <class Pack, class Scalar>
@@ -164,8 +112,7 @@ HREL_HD void relevance_of_group(RelevanceProblem<Scalar> const& problem, Index f
   for (int lane = 0; lane < kLanes; ++lane) {
     double const sigma = problem.sigma[first_filter + (lane < num_filters ? lane : 0)];
     // sigma * power lies in [1, 2), so that no square leaves the range of numbers that matter.
-    int const limit = -static_cast<int>(Lanes<Pack>::kSmallestExponent), exponent = -std::ilogb(sigma);
-    double const power = std::ldexp(1.0, exponent > limit ? limit : exponent < -limit ? -limit : exponent);
+    double const power = power_of_two_scale<Pack>(sigma);
     scale[lane] = static_cast<Value>(power);
     inverse_sigma[lane] = static_cast<Value>(1 / (sigma * power));
   }
@@ -175,12 +122,8 @@ HREL_HD void relevance_of_group(RelevanceProblem<Scalar> const& problem, Index f
 
   double joint[kLanes], own[kLanes];
   if (order.spectrum == Spectrum::kSquare) {
-    Pack const joint_sum = sum_of_squares(s.triangle, n, &problem.labels);
-    Pack const own_sum = sum_of_squares<Scalar>(s.triangle, n, nullptr);
-    for (int lane = 0; lane < num_filters; ++lane) {
-      joint[lane] = -std::log2(static_cast<double>(joint_sum[lane]));
-      own[lane] = -std::log2(static_cast<double>(own_sum[lane]));
-    }
+    Pack const sum = sum_of_joint_squares(s.triangle, n, problem.labels);
+    for (int lane = 0; lane < num_filters; ++lane) joint[lane] = -std::log2(static_cast<double>(sum[lane]));
   } else {
     if (problem.labels.gram == nullptr) {
       tridiagonalise_class_blocks(problem.labels, s);
@@ -188,9 +131,8 @@ HREL_HD void relevance_of_group(RelevanceProblem<Scalar> const& problem, Index f
       tridiagonalise_joint(problem.labels, s);
     }
     entropies_of_tridiagonal(order, s, num_filters, joint, doubtful);
-    tridiagonalise(s.triangle, s.tri, splat<Pack>(1), s.reduction);  // the triangle is used up
-    entropies_of_tridiagonal(order, s, num_filters, own, doubtful);
   }
+  entropies_of_triangle(order, s, splat<Pack>(1), num_filters, own, doubtful);
   for (int lane = 0; lane < num_filters; ++lane) {
     problem.entropy[first_filter + lane] = static_cast<Scalar>(own[lane] + not_finite[lane]);
     problem.joint_entropy[first_filter + lane] = static_cast<Scalar>(joint[lane] + not_finite[lane]);

@@ -12,6 +12,14 @@ static_assert(__cplusplus >= 202002L, "hrel_ext is C++20");
 #define HREL_HD inline __attribute__((always_inline))
 #endif
 
+// Before a loop: unroll it that many times.
+#define HREL_PRAGMA(text) _Pragma(#text)
+#if defined(__CUDACC__)
+#define HREL_UNROLL(count) HREL_PRAGMA(unroll count)
+#else
+#define HREL_UNROLL(count) HREL_PRAGMA(GCC unroll count)
+#endif
+
 namespace hrel {
 
 using Index = std::int64_t;

@@ -38,9 +38,10 @@ struct LabelView {
   Scalar const* gram;          // [N, N] label kernel in the order of the samples; null: 1 within a class, 0 across
 };
 
-template <class Scalar>
+// Stored is the type of the activations in memory, Scalar that of everything else: float for half precision.
+template <class Scalar, class Stored = Scalar>
 struct RelevanceProblem {
-  ActivationView<Scalar> acts;  // [N, F, D]
+  ActivationView<Stored> acts;  // [N, F, D]
   LabelView<Scalar> labels;
   Scalar const* sigma;  // [F]
   EntropyOrder order;
@@ -48,10 +49,17 @@ struct RelevanceProblem {
   Scalar* joint_entropy;  // [F] S(A_f, B), bits
 };
 
-// Alignment of the Gaussian kernel with the label kernel, for widths multiples[m] * mean distance.
 template <class Scalar>
+struct EntropyProblem {
+  GramView<Scalar> gram;  // [B, N, N] positive semidefinite, trace > 0
+  EntropyOrder order;
+  Scalar* entropy;  // [B] S(gram / tr gram), bits
+};
+
+// Alignment of the Gaussian kernel with the label kernel, for widths multiples[m] * mean distance.
+template <class Scalar, class Stored = Scalar>
 struct AlignmentProblem {
-  ActivationView<Scalar> acts;  // [N, F, D]
+  ActivationView<Stored> acts;  // [N, F, D]
   LabelView<Scalar> labels;
   Scalar const* multiples;  // [M]
   Index num_widths;

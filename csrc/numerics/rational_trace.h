@@ -20,45 +20,45 @@ inline constexpr Index kRowsAtOnce = 16;
 // t / (lambda + t) is the accurate form: all of its terms are positive; above, that difference would cancel.
 inline constexpr double kSmallestDirectPole = 0.002;
 
-// trace[k] = tr T (T + shift[k] I)^-1 for kSweepsAtOnce poles, all direct or none. `lowest` takes the smallest pivot
-// seen; where it is not positive, T + t I was not positive definite and the traces mean nothing.
-template <bool kDirect, class Real>
-HREL_HD void resolvent_traces(TridiagonalView<Real> const& tri, Real const (&shift)[kSweepsAtOnce],
-                              Real (&trace)[kSweepsAtOnce], Real& lowest) {
+// trace[k] = tr T (T + shift[k] I)^-1 for kSweeps poles, all direct or none. `lowest` takes the smallest pivot seen;
+// where it is not positive, T + t I was not positive definite and the traces mean nothing.
+template <int kSweeps, class Real>
+HREL_HD void resolvent_traces(TridiagonalView<Real> const& tri, bool direct, Real const (&shift)[kSweeps],
+                              Real (&trace)[kSweeps], Real& lowest) {
   Real const zero = tri.diagonal[0] - tri.diagonal[0];
-  Real inverse[kSweepsAtOnce], term[kSweepsAtOnce], sum[kSweepsAtOnce], total[kSweepsAtOnce];
-#pragma GCC unroll 5
-  for (int k = 0; k < kSweepsAtOnce; ++k) {
+  Real inverse[kSweeps], term[kSweeps], sum[kSweeps], total[kSweeps];
+  HREL_UNROLL(5)
+  for (int k = 0; k < kSweeps; ++k) {
     Real const pivot = tri.diagonal[0] + shift[k];
     lowest = pivot < lowest ? pivot : lowest;
     inverse[k] = 1 / pivot;
-    sum[k] = term[k] = (kDirect ? tri.diagonal[0] : shift[k]) * inverse[k];
+    sum[k] = term[k] = (direct ? tri.diagonal[0] : shift[k]) * inverse[k];
     total[k] = zero;
   }
   for (Index i = 1; i < tri.size; ++i) {
     Real const squared = tri.off_diagonal[i - 1] * tri.off_diagonal[i - 1];
-#pragma GCC unroll 5
-    for (int k = 0; k < kSweepsAtOnce; ++k) {
+    HREL_UNROLL(5)
+    for (int k = 0; k < kSweeps; ++k) {
       Real const carried = squared * inverse[k];
       Real const rest = tri.diagonal[i] - carried;
       Real const pivot = rest + shift[k];
       lowest = pivot < lowest ? pivot : lowest;
       inverse[k] = 1 / pivot;
-      term[k] = ((kDirect ? rest - carried : shift[k]) + carried * term[k]) * inverse[k];
+      term[k] = ((direct ? rest - carried : shift[k]) + carried * term[k]) * inverse[k];
       sum[k] += term[k];
     }
     if (i % kRowsAtOnce == 0) {
-#pragma GCC unroll 5
-      for (int k = 0; k < kSweepsAtOnce; ++k) {
+      HREL_UNROLL(5)
+      for (int k = 0; k < kSweeps; ++k) {
         total[k] += sum[k];
         sum[k] = zero;
       }
     }
   }
-#pragma GCC unroll 5
-  for (int k = 0; k < kSweepsAtOnce; ++k) {
+  HREL_UNROLL(5)
+  for (int k = 0; k < kSweeps; ++k) {
     total[k] += sum[k];
-    trace[k] = kDirect ? total[k] : zero + static_cast<float>(tri.size) - total[k];
+    trace[k] = direct ? total[k] : zero + static_cast<float>(tri.size) - total[k];
   }
 }
 
@@ -99,9 +99,9 @@ HREL_HD Real rational_trace(TridiagonalView<Real> const& tri, Rational const& ra
     Real shift[kSweepsAtOnce], trace[kSweepsAtOnce];
     for (int k = 0; k < kSweepsAtOnce; ++k) shift[k] = zero + static_cast<float>(rational.pole[first + k]);
     if (rational.pole[first] >= kSmallestDirectPole) {
-      resolvent_traces<true>(tri, shift, trace, lowest);
+      resolvent_traces(tri, true, shift, trace, lowest);
     } else {
-      resolvent_traces<false>(tri, shift, trace, lowest);
+      resolvent_traces(tri, false, shift, trace, lowest);
     }
     for (int k = 0; k < kSweepsAtOnce; ++k) total += trace[k] * static_cast<float>(rational.weight[first + k]);
   }

@@ -5,6 +5,14 @@
 
 namespace hrel {
 
+// Half precision as it lies in memory; arithmetic is in float32.
+struct Half {
+  std::uint16_t bits;
+};
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
 // The maps of a layer, [N, F, D]: D values per filter and sample. Any strides, so NCHW and channels_last are both read
 // in place.
 template <class Scalar>
@@ -15,6 +23,18 @@ struct ActivationView {
 
   HREL_HD Scalar const* map(Index sample, Index filter) const {
     return data + sample * sample_stride + filter * filter_stride;
+  }
+};
+
+// Symmetric matrices, [B, N, N], any strides.
+template <class Scalar>
+struct GramView {
+  Scalar const* data;
+  Index num_matrices, size;
+  Index matrix_stride, row_stride, column_stride;
+
+  HREL_HD Scalar at(Index matrix, Index row, Index column) const {
+    return data[matrix * matrix_stride + row * row_stride + column * column_stride];
   }
 };
 

@@ -1,154 +1,25 @@
 // Every ISA level that this processor has, against a scalar float64 computation of the same entropies and alignments.
 // SPDX-License-Identifier: MIT
-#include <algorithm>
 #include <cstdio>
-#include <numeric>
-#include <random>
-#include <vector>
 
 #include "check.h"
 #include "cpu/launch.h"
-#include "numerics/entropy.h"
+#include "tests/problems.h"
 
 namespace hrel {
 namespace {
 
-// Weights of the rational function for alpha = 1.01, as hrel_ext/_rational.py fits them; off by 2.6e-8 nats an
-// eigenvalue.
-constexpr Rational kRational101{
-    {1.0340182341810706, 0.29040293642334947, -0.020818918386567464},
-    {5.000000000000002e-07, 9.013210057872118e-06, 7.423729481901062e-05, 0.00042440662534676314, 0.001941518939346035,
-     0.007629315662428177, 0.02696127049472428, 0.08942507490188116, 0.2975205367569471, 1.1854853521140942},
-    {-1.5930023657776324e-06, -1.9102682302455953e-05, -0.00012768016371684238, -0.0006347830601101991,
-     -0.002618008024554605, -0.009508572882072805, -0.03179206868028965, -0.10345136194191341, -0.3653523150279282,
-     -1.9303858530088769}};
-
-enum class Data { kGauss, kRectified, kDead, kConstant, kNearDuplicates, kOutlier, kLine, kTwoGroups };
-constexpr Data kAllData[] = {Data::kGauss,          Data::kRectified, Data::kDead, Data::kConstant,
-                             Data::kNearDuplicates, Data::kOutlier,   Data::kLine, Data::kTwoGroups};
-
-template <class Scalar>
-struct Layer {
-  Index n, filters, features;
-  std::vector<Scalar> acts;            // [N, F, D]
-  std::vector<Index> order, offsets;   // [N], [N + 1]
-  std::vector<int> labels;             // [N]
-  std::vector<Scalar> sigma, gram;     // [F], [N, N] or empty
-  std::vector<Scalar> entropy, joint;  // [F]
-
-  Layer(Index n, Index filters, Index features, int classes, Data data, unsigned seed)
-      : n(n),
-        filters(filters),
-        features(features),
-        acts(n * filters * features),
-        order(n),
-        offsets(n + 1, n),
-        labels(n),
-        sigma(filters),
-        entropy(filters),
-        joint(filters) {
-    std::mt19937 random(seed);
-    std::normal_distribution<double> normal;
-    for (Index i = 0; i < n; ++i) {
-      labels[i] = static_cast<int>(random() % classes);
-      for (Index k = 0; k < filters * features; ++k) {
-        double value = normal(random);
-        if (data == Data::kRectified) value = std::max(0.0, value);
-        if (data == Data::kDead) value = 0;
-        if (data == Data::kConstant) value = 3.25;
-        if (data == Data::kNearDuplicates) value *= 1e-3;
-        if (data == Data::kOutlier && i == n / 2) value += 1e4;
-        if (data == Data::kLine) value = static_cast<double>(i) / static_cast<double>(n);
-        if (data == Data::kTwoGroups) value = static_cast<double>(i % 2);
-        acts[i * filters * features + k] = static_cast<Scalar>(value);
-      }
-    }
-    for (Index f = 0; f < filters; ++f) {
-      sigma[f] =
-          static_cast<Scalar>(std::sqrt(static_cast<double>(features)) * (0.5 + 0.25 * static_cast<double>(f % 7)));
-    }
-    std::iota(order.begin(), order.end(), Index{0});
-    std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) { return labels[a] < labels[b]; });
-    offsets[0] = 0;
-    for (Index i = 1, c = 1; i < n; ++i) {
-      if (labels[order[i]] != labels[order[i - 1]]) offsets[c++] = i;
-    }
-  }
-
-  ActivationView<Scalar> view() const { return {acts.data(), n, filters, features, filters * features, features, 1}; }
-  LabelView<Scalar> label_view() const { return {order.data(), offsets.data(), gram.empty() ? nullptr : gram.data()}; }
-
-  RelevanceProblem<Scalar> problem(EntropyOrder const& alpha) {
-    return {view(), label_view(), sigma.data(), alpha, entropy.data(), joint.data()};
-  }
-
-  double squared_distance(Index f, Index i, Index j) const {
-    double sum = 0;
-    for (Index p = 0; p < features; ++p) {
-      double const difference = static_cast<double>(acts[(i * filters + f) * features + p]) -
-                                static_cast<double>(acts[(j * filters + f) * features + p]);
-      sum += difference * difference;
-    }
-    return sum;
-  }
-
-  double label(Index i, Index j) const { return gram.empty() ? labels[i] == labels[j] : double(gram[i * n + j]); }
-};
-
-// Eigenvalues by cyclic Jacobi, which shares nothing with the code under test.
-double entropy_by_jacobi(std::vector<double> a, Index n, double alpha) {
-  for (int sweep = 0; sweep < 60; ++sweep) {
-    double off = 0;
-    for (Index i = 0; i < n; ++i) {
-      for (Index j = 0; j < i; ++j) off += a[i * n + j] * a[i * n + j];
-    }
-    if (off < 1e-30) break;
-    for (Index p = 0; p < n; ++p) {
-      for (Index q = p + 1; q < n; ++q) {
-        double const apq = a[p * n + q];
-        if (std::fabs(apq) < 1e-300) continue;
-        double const theta = (a[q * n + q] - a[p * n + p]) / (2 * apq);
-        double const t = (theta >= 0 ? 1 : -1) / (std::fabs(theta) + std::sqrt(theta * theta + 1));
-        double const c = 1 / std::sqrt(t * t + 1), s = t * c;
-        for (Index k = 0; k < n; ++k) {
-          double const x = a[k * n + p], y = a[k * n + q];
-          a[k * n + p] = c * x - s * y;
-          a[k * n + q] = s * x + c * y;
-        }
-        for (Index k = 0; k < n; ++k) {
-          double const x = a[p * n + k], y = a[q * n + k];
-          a[p * n + k] = c * x - s * y;
-          a[q * n + k] = s * x + c * y;
-        }
-      }
-    }
-  }
-  std::vector<double> spectrum(n);
-  for (Index i = 0; i < n; ++i) spectrum[i] = a[i * n + i];
-  return entropy_bits_of_eigenvalues(spectrum.data(), n, alpha);
-}
+using namespace test;
 
 template <class Scalar>
 void check_layer(Layer<Scalar>& layer, EntropyOrder const& order, cpu::Level const& level, double tolerance) {
   cpu::relevance(layer.problem(order), cpu::NumThreads{2}, level);
-  Index const n = layer.n;
   for (Index f = 0; f < layer.filters; f += 4) {
-    std::vector<double> own(n * n), joint(n * n);
-    for (Index i = 0; i < n; ++i) {
-      for (Index j = 0; j < n; ++j) {
-        double const sigma = layer.sigma[f];
-        own[i * n + j] = std::exp(-layer.squared_distance(f, i, j) / (sigma * sigma)) / static_cast<double>(n);
-        joint[i * n + j] = own[i * n + j] * layer.label(i, j);
-      }
-    }
-    CHECK_NEAR(layer.entropy[f], entropy_by_jacobi(own, n, order.alpha), tolerance);
-    CHECK_NEAR(layer.joint[f], entropy_by_jacobi(joint, n, order.alpha), tolerance);
+    Entropies const expected = expected_entropies(layer, f, order.alpha);
+    CHECK_NEAR(layer.entropy[f], expected.own, tolerance);
+    CHECK_NEAR(layer.joint[f], expected.joint, tolerance);
   }
 }
-
-EntropyOrder const kOrder101{1.01, Spectrum::kRational, kRational101};
-EntropyOrder const kSquare{2, Spectrum::kSquare, {}}, kCube{3, Spectrum::kCube, {}};
-EntropyOrder const kShannon{1, Spectrum::kEigenvalues, {}}, kLarge{2.5, Spectrum::kEigenvalues, {}};
 
 void every_level_agrees_with_scalar_float64(cpu::Level const& level) {
   for (Data data : kAllData) {
@@ -213,41 +84,85 @@ void a_value_that_is_not_finite_spoils_its_own_filter_alone(cpu::Level const& le
   }
 }
 
+// Matrices of every kind that a group may hold, [B, N, N]: products of growing rank, the identity, ones, nearly ones.
+template <class Scalar>
+std::vector<Scalar> matrices(Index count, Index n) {
+  std::mt19937 random(static_cast<unsigned>(n));
+  std::normal_distribution<double> normal;
+  std::vector<Scalar> gram(count * n * n);
+  for (Index b = 0; b < count; ++b) {
+    Index const rank = std::min(n, 1 + b * b);
+    std::vector<double> factors(n * rank);
+    for (double& factor : factors) factor = normal(random);
+    for (Index i = 0; i < n; ++i) {
+      for (Index j = 0; j < n; ++j) {
+        double product = 0;
+        for (Index k = 0; k < rank; ++k) product += factors[i * rank + k] * factors[j * rank + k];
+        double const element = b % 5 == 2 ? (i == j ? 3 : 0) : b % 5 == 3 ? 1e20 : b % 5 == 4 && i != j ? 0.9999 : 1;
+        gram[(b * n + i) * n + j] = static_cast<Scalar>(b % 5 < 2 ? product : element);
+      }
+    }
+  }
+  return gram;
+}
+
+template <class Scalar>
+void entropies_of_matrices_agree_with_scalar_float64(cpu::Level const& level, std::vector<EntropyOrder> const& orders,
+                                                     double tolerance) {
+  Index const count = 11;
+  for (Index n : {1, 2, 3, 33, 50}) {
+    std::vector<Scalar> const gram = matrices<Scalar>(count, n);
+    std::vector<Scalar> entropy(count);
+    for (EntropyOrder const& order : orders) {
+      cpu::matrix_entropy({{gram.data(), count, n, n * n, n, 1}, order, entropy.data()}, cpu::NumThreads{2}, level);
+      for (Index b = 0; b < count; ++b) {
+        double trace = 0;
+        for (Index i = 0; i < n; ++i) trace += gram[(b * n + i) * n + i];
+        std::vector<double> a(gram.data() + b * n * n, gram.data() + (b + 1) * n * n);
+        for (double& element : a) element /= trace;
+        CHECK_NEAR(entropy[b], entropy_by_jacobi(a, n, order.alpha), tolerance);
+        Scalar alone = -1;
+        cpu::matrix_entropy({{gram.data() + b * n * n, 1, n, 0, 1, n}, order, &alone}, cpu::NumThreads{1}, level);
+        CHECK(alone == entropy[b]);
+      }
+    }
+  }
+}
+
+void a_matrix_without_entropy_spoils_itself_alone(cpu::Level const& level) {
+  Index const count = 11, n = 33;
+  std::vector<float> const clean = matrices<float>(count, n);
+  for (EntropyOrder const& order : {kOrder101, kSquare, kCube, kLarge}) {
+    std::vector<float> gram = clean, entropy(count), expected(count);
+    gram[(1 * n + 20) * n + 4] = std::numeric_limits<float>::quiet_NaN();
+    gram[(5 * n + 7) * n + 7] = std::numeric_limits<float>::infinity();
+    std::fill_n(gram.begin() + 6 * n * n, n * n, 0.0F);
+    std::fill_n(gram.begin() + 9 * n * n, n * n, -1.0F);
+    cpu::matrix_entropy({{clean.data(), count, n, n * n, n, 1}, order, expected.data()}, cpu::NumThreads{2}, level);
+    cpu::matrix_entropy({{gram.data(), count, n, n * n, n, 1}, order, entropy.data()}, cpu::NumThreads{3}, level);
+    for (Index b = 0; b < count; ++b) {
+      bool const spoiled = b == 1 || b == 5 || b == 6 || b == 9;
+      CHECK(std::isnan(entropy[b]) == spoiled);
+      CHECK(spoiled || entropy[b] == expected[b]);
+    }
+  }
+}
+
 template <class Scalar>
 void alignments_are_their_definition(cpu::Level const& level, double tolerance) {
   for (bool per_filter : {false, true}) {
     Layer<Scalar> layer(29, 11, 7, 4, Data::kRectified, 9);
     std::vector<Scalar> const multiples{Scalar(0.3), Scalar(0.7), 1, Scalar(1.5), 2, 3, 5, 7, 9, 10, 20};
-    Index const rows = per_filter ? layer.filters : 1, widths = static_cast<Index>(multiples.size()), n = layer.n;
+    Index const rows = per_filter ? layer.filters : 1, widths = static_cast<Index>(multiples.size());
     std::vector<Scalar> mean(rows), alignment(rows * widths);
     cpu::kernel_alignment(
         {layer.view(), layer.label_view(), multiples.data(), widths, per_filter, mean.data(), alignment.data()},
         cpu::NumThreads{2}, level);
     for (Index row = 0; row < rows; ++row) {
-      std::vector<double> squared(n * n);
-      double sum = 0;
-      for (Index i = 0; i < n; ++i) {
-        for (Index j = 0; j < n; ++j) {
-          for (Index f = per_filter ? row : 0; f < (per_filter ? row + 1 : layer.filters); ++f) {
-            squared[i * n + j] += layer.squared_distance(f, i, j);
-          }
-          sum += std::sqrt(squared[i * n + j]);
-        }
-      }
-      double const distance = sum / static_cast<double>(n * n);
-      CHECK_NEAR(mean[row], distance, 1e-6 * distance);
+      Alignments const expected = expected_alignments(layer, multiples, per_filter, row);
+      CHECK_NEAR(mean[row], expected.mean_distance, 1e-6 * expected.mean_distance);
       for (Index m = 0; m < widths; ++m) {
-        double const sigma = multiples[m] * distance;
-        double product = 0, kernel = 0, label = 0;
-        for (Index i = 0; i < n; ++i) {
-          for (Index j = 0; j < n; ++j) {
-            double const k = std::exp(-squared[i * n + j] / (sigma * sigma)), l = layer.label(i, j);
-            product += k * l;
-            kernel += k * k;
-            label += l * l;
-          }
-        }
-        CHECK_NEAR(alignment[row * widths + m], 2 * std::log2(product / std::sqrt(kernel * label)), tolerance);
+        CHECK_NEAR(alignment[row * widths + m], expected.alignment[m], tolerance);
       }
     }
   }
@@ -265,6 +180,9 @@ int main() {
     an_indefinite_joint_matrix_is_redone_by_eigenvalues(*level);
     one_filter_and_many_give_the_same_bits_on_any_number_of_threads(*level);
     a_value_that_is_not_finite_spoils_its_own_filter_alone(*level);
+    entropies_of_matrices_agree_with_scalar_float64<float>(*level, {kOrder101, kSquare, kCube, kLarge}, 2e-5);
+    entropies_of_matrices_agree_with_scalar_float64<double>(*level, {kShannon, kSquare, kCube, kLarge}, 1e-10);
+    a_matrix_without_entropy_spoils_itself_alone(*level);
     alignments_are_their_definition<float>(*level, 1e-5);
     alignments_are_their_definition<double>(*level, 1e-12);
   }

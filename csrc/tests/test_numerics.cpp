@@ -86,8 +86,8 @@ void resolvent_traces_are_sums_over_eigenvalues() {
   double const shift[kSweepsAtOnce] = {1e-6, 1e-4, 0.01, 0.3, 2};
   double direct[kSweepsAtOnce], indirect[kSweepsAtOnce], lowest = 1e30;
   TridiagonalView<double> const tri{d, e, 3};
-  resolvent_traces<true>(tri, shift, direct, lowest);
-  resolvent_traces<false>(tri, shift, indirect, lowest);
+  resolvent_traces(tri, true, shift, direct, lowest);
+  resolvent_traces(tri, false, shift, indirect, lowest);
   CHECK(lowest > 0);
   CHECK(eigenvalues(tri));
   for (int k = 0; k < kSweepsAtOnce; ++k) {

@@ -1,0 +1,85 @@
+// Partial squared distances into the workspace, for maps so large that several teams share one, and for matrices too
+// large for registers. [rows, splits, packed N x N] float32. SPDX-License-Identifier: MIT
+#pragma once
+#include "cuda/gram.cuh"
+#include "cuda/kernel_shape.cuh"
+#include "cuda/plan.h"
+#include "cuda/product.cuh"
+
+namespace hrel::cuda {
+
+struct DistancesArguments {
+  Maps maps;
+  Index const* order;  // [N]
+  float const* sigma;  // [F] or null: maps are scaled so that it lies in [1, 2)
+  float* slots;
+  Index splits;
+  Index first_filter, num_filters;  // of this launch
+};
+
+// The power of two that brings sigma into [1, 2), so that no square leaves the range of numbers that matter.
+template <class Real>
+__device__ __forceinline__ Real scale_of_width(Real sigma) {
+  constexpr int kLimit = sizeof(Real) == 4 ? 126 : 1022;
+  int const exponent = -std::ilogb(sigma);
+  return std::ldexp(Real(1), exponent > kLimit ? kLimit : exponent < -kLimit ? -kLimit : exponent);
+}
+
+// Of more samples the sums of products would not fit into registers.
+inline constexpr int kLargestProductSize = 128;
+
+template <class Shape>
+union DistanceStage {
+  GramStage<Shape> differences;
+  ProductStage<Shape> products;
+};
+
+// Squared distances between the maps of a filter times `scale`, over positions begin .. end - 1, one of `splits` parts
+// of them: by products where they pay and are accurate for this width (null: by differences), else by differences.
+template <class Shape, class Store>
+__device__ __forceinline__ void squared_distances_of_filter(Maps const& maps, Index const* order, Index filter,
+                                                            Index begin, Index end, Index splits, float const* sigma,
+                                                            DistanceStage<Shape>& stage, int thread,
+                                                            Store const& store) {
+  float const scale = sigma == nullptr ? 1.0f : scale_of_width(sigma[filter]);
+  if constexpr (Shape::kSize <= kLargestProductSize) {
+    if (sigma != nullptr && end - begin >= kLeastPositions) {
+      float const width = sigma[filter] * scale;
+      float const largest_square = kLargestSquare * width * width / static_cast<float>(splits);
+      if (squared_distances_by_products<Shape>(maps, order, filter, begin, end, scale, largest_square, stage.products,
+                                               thread, store)) {
+        return;
+      }
+      barrier<Shape::kThreads>();  // the stage is free
+    }
+  }
+  squared_distances<Shape>(maps, order, filter, begin, end, scale, stage.differences, thread, store);
+}
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) distances_kernel(DistancesArguments const args) {
+  using Shape = typename Kernel::Shape;
+  int const team = static_cast<int>(threadIdx.x) / Shape::kThreads;
+  int const thread = static_cast<int>(threadIdx.x) % Shape::kThreads;
+  Index const unit = static_cast<Index>(blockIdx.x) * Kernel::kTeams + team;
+  if (unit >= args.num_filters * args.splits) return;
+  Index const row = unit / args.splits, split = unit % args.splits, filter = args.first_filter + row;
+  Index const positions = args.maps.num_positions;
+  float* const slot = args.slots + unit * packed_elements(args.maps.num_samples);
+  squared_distances_of_filter<Shape>(args.maps, args.order, filter, split * positions / args.splits,
+                                     (split + 1) * positions / args.splits, args.splits, args.sigma,
+                                     shared_storage<DistanceStage<Shape>>()[team], thread,
+                                     [&](int i, int j, float distance) { slot[packed_offset(i, j)] = distance; });
+}
+
+// Element `offset` of row `row` of the workspace: the sum over the splits, in their order.
+__device__ __forceinline__ float distance_of_slots(float const* slots, Index splits, Index num_samples, Index row,
+                                                   int offset) {
+  Index const elements = packed_elements(num_samples);
+  float const* const first = slots + row * splits * elements + offset;
+  float sum = 0;
+  for (Index split = 0; split < splits; ++split) sum += first[split * elements];
+  return sum;
+}
+
+}  // namespace hrel::cuda

@@ -1,0 +1,98 @@
+// How a problem is cut into launches: pure functions of sizes and of the limits of a device, so that they are tested
+// without one. Nothing that decides the order of a sum depends on the number of filters: one filter and many give the
+// same bits. SPDX-License-Identifier: MIT
+#pragma once
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "numerics/config.h"
+
+namespace hrel::cuda {
+
+struct DeviceLimits {
+  Index multiprocessors;
+  Index shared_bytes;  // the most that one block may ask for
+};
+
+HREL_HD constexpr Index packed_elements(Index n) { return n * (n + 1) / 2; }
+
+// The sizes of the kernels that keep a matrix in registers; above, it lies in shared memory.
+inline constexpr Index kRegisterSizes[] = {32, 64, 128};
+inline constexpr Index kLargestRegisterSize = 128, kLargestSharedSize = 256;
+// Shared memory beside the matrix of the kernels that keep it there; the kernels assert that it suffices.
+inline constexpr Index kSharedBytesBesideMatrix = 32 * 1024;
+
+// The largest N whose matrix fits into the shared memory of one block.
+constexpr Index largest_size(DeviceLimits const& limits) {
+  Index n = kLargestSharedSize;
+  while (n > kLargestRegisterSize && packed_elements(n) * 4 + kSharedBytesBesideMatrix > limits.shared_bytes) --n;
+  return n;
+}
+
+// The size of the kernel for N samples: one of kRegisterSizes, else kLargestSharedSize.
+constexpr Index kernel_size(Index num_samples) {
+  for (Index size : kRegisterSizes) {
+    if (num_samples <= size) return size;
+  }
+  return kLargestSharedSize;
+}
+
+inline void check_size(Index num_samples, DeviceLimits const& limits) {
+  if (num_samples <= largest_size(limits)) return;
+  throw std::invalid_argument("num_samples must be at most " + std::to_string(largest_size(limits)) +
+                              " on this device, got " + std::to_string(num_samples));
+}
+
+// Positions of a map shared out among several teams, whose partial distances are then added in order. 512 positions
+// cost a team as much as the rest of its work; 32 teams a filter fill any chip.
+inline constexpr Index kPositionsPerSplit = 512, kMostSplits = 32;
+
+constexpr Index num_splits(Index num_positions) {
+  return std::clamp<Index>(num_positions / kPositionsPerSplit, 1, kMostSplits);
+}
+
+inline constexpr Index kMostWorkspaceBytes = Index{64} << 20;
+
+// Distances in the workspace, [rows, splits, packed_elements(N)] float32: rows at a time, in as few launches as the
+// workspace allows, of equal size.
+struct SlotPlan {
+  Index splits, rows_per_launch, slot_bytes;  // of one row, all splits
+
+  Index workspace_bytes() const { return rows_per_launch * slot_bytes; }
+};
+
+constexpr SlotPlan plan_slots(Index num_samples, Index num_rows, Index num_positions) {
+  Index const splits = num_splits(num_positions);
+  Index const slot_bytes = splits * packed_elements(num_samples) * 4;
+  Index const most_rows = std::max<Index>(1, kMostWorkspaceBytes / slot_bytes);
+  Index const launches = std::max<Index>(1, (num_rows + most_rows - 1) / most_rows);
+  return {splits, (num_rows + launches - 1) / launches, slot_bytes};
+}
+
+// Whether the entropies need the distances in the workspace first.
+constexpr bool needs_slots(Index num_samples, Index num_positions) {
+  return kernel_size(num_samples) > kLargestRegisterSize || num_splits(num_positions) > 1;
+}
+
+// Blocks of the float64 route, each with two matrices of its own in the workspace, which take turns at the filters.
+struct ExactPlan {
+  Index blocks, workspace_bytes;
+};
+
+constexpr ExactPlan plan_exact(Index num_samples, Index num_matrices, DeviceLimits const& limits) {
+  Index const bytes = 2 * packed_elements(num_samples) * 8;
+  Index const most = std::max<Index>(1, kMostWorkspaceBytes / bytes);
+  Index const blocks = std::max<Index>(1, std::min({num_matrices, limits.multiprocessors, most}));
+  return {blocks, blocks * bytes};
+}
+
+// Blocks that share the widths of one row among them: enough for the chip, at least kWidthsAtOnce widths each.
+inline constexpr Index kWidthsAtOnce = 8;
+
+constexpr Index width_slices(Index num_rows, Index num_widths, DeviceLimits const& limits) {
+  Index const most = (num_widths + kWidthsAtOnce - 1) / kWidthsAtOnce;
+  return std::clamp<Index>((2 * limits.multiprocessors + num_rows - 1) / num_rows, 1, most);
+}
+
+}  // namespace hrel::cuda

@@ -1,0 +1,114 @@
+"""benchmarks/gpu/run.sh on a CPU: every step is recorded, a failed one is named, nothing is written elsewhere."""
+# SPDX-License-Identifier: MIT
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hrel_ext
+from hrel_ext.testing import RESNET50, RESNET56, VGG16
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks/gpu/run.sh"
+SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run the script with this Python, its build folder below ``folder``."""
+    variables = os.environ | {"PYTHON": sys.executable, "HREL_BUILD_DIR": str(folder / "build")} | environment
+    variables.pop("CMAKE_CUDA_ARCHITECTURES", None)
+    return subprocess.run(["bash", str(SCRIPT), *arguments], env=variables, capture_output=True, text=True, timeout=300)
+
+
+def steps_of(out: Path) -> dict:
+    return json.loads((out / "protocol.json").read_text())["steps"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("protocol")
+    done = run(folder, "--device", "cpu", str(folder / "out"), HREL_COMMIT="0123abc")
+    return done, folder
+
+
+def test_every_step_is_recorded(finished):
+    done, folder = finished
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = steps_of(folder / "out")
+    assert list(steps) == ["build", "tests", "cases", "memcheck", "bench", *SANITIZERS[1:], "profile"]
+    assert steps["build"]["status"] == "skipped" and "that is installed" in steps["build"]["reason"]
+    for name in ("tests", "cases", "bench"):
+        assert steps[name]["status"] == "passed" and steps[name]["exit_code"] == 0, steps[name]
+    for name in (*SANITIZERS, "profile"):
+        assert steps[name]["status"] == "skipped" and steps[name]["reason"] == "no GPU"
+    if not torch.cuda.is_available():
+        assert "skipped in" in steps["tests"]["last_line"]  # all of them, for want of a GPU
+    assert "cases right" in steps["cases"]["last_line"]
+    assert all(name in done.stdout for name in steps)
+
+
+def test_record_names_machine_versions_and_source(finished):
+    _, folder = finished
+    for name in ("protocol.json", "layers.json"):
+        environment = json.loads((folder / "out" / name).read_text())["environment"]
+        assert environment["device"] == "cpu" and environment["gpu"] is None
+        assert environment["torch"] == torch.__version__ and environment["commit"] == "0123abc"
+        assert environment["hrel_ext"]["version"] == hrel_ext.build_info()["version"]
+        assert len(environment["source_sha256"]) == 64 and environment["processor"]
+
+
+def test_every_layer_has_a_row_with_all_contestants(finished):
+    _, folder = finished
+    results = json.loads((folder / "out/layers.json").read_text())
+    assert results["complete"] and results["small"]
+    assert set(results["ceilings"]) == {"bandwidth_bytes_per_s", "fma_flops_per_s", "tf32_flops_per_s"}
+    assert [row["layer"] for row in results["rows"][:20]] == [layer.name for layer in (*VGG16, *RESNET50, *RESNET56)]
+    for row in results["rows"]:
+        assert row["right"] and row["error_bits"] <= row["tolerance_bits"] and row["warnings"] == []
+        assert row["ratio_to_floor"] == pytest.approx(row["op"]["median_ms"] / row["floor_ms"])
+        for name in ("op", "public", "strong", "reference"):
+            assert row[name]["median_ms"] > 0 and row[name]["rounds"] >= 1 and row[name]["interquartile_ms"] >= 0
+        for name in ("strong", "reference"):
+            assert row[f"over_{name}"] > 0 and row[f"{name}_error_bits"] < 1e-2
+    assert {total["network"]: total["layers"] for total in results["totals"]} == {
+        **{"vgg16": 13, "resnet50": 53, "resnet56": 55}
+    }
+
+
+def test_nothing_is_left_beside_the_record(finished):
+    _, folder = finished
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["layers.json", "log.txt", "protocol.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["build", "out"]
+
+
+def test_a_spent_budget_leaves_the_steps_that_were_not_run(tmp_path):
+    done = run(tmp_path, "--device=cpu", str(tmp_path), HREL_BUDGET_S="0")
+    assert done.returncode == 1 and "failed: tests, cases, bench" in done.stderr
+    steps = steps_of(tmp_path)
+    assert {steps[name]["status"] for name in ("tests", "cases", "bench")} == {"not run"}
+    assert steps["tests"]["reason"] == "the budget of 0 s is spent"
+
+
+def test_a_failed_step_is_named_and_does_not_stop_the_others(tmp_path):
+    broken = tmp_path / "broken/hrel_ext"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('planted')\n")
+    done = run(tmp_path, "--device", "cpu", str(tmp_path / "out"), PYTHONPATH=str(broken.parent))
+    assert done.returncode == 1 and "failed: tests, cases, bench" in done.stderr
+    steps = steps_of(tmp_path / "out")
+    assert {steps[name]["status"] for name in ("tests", "cases", "bench")} == {"failed"}
+    assert any("planted" in line for line in steps["bench"]["tail"])
+    assert "planted" in (tmp_path / "out/log.txt").read_text()
+
+
+def test_a_machine_without_a_gpu_is_one_sentence(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = run(tmp_path, str(tmp_path / "out"))
+    assert done.returncode == 2 and done.stderr.startswith("no GPU: torch.cuda.is_available() is False")
+    done = run(tmp_path, "--device", "tpu")
+    assert done.returncode == 2 and done.stderr == "--device must be cuda or cpu, got 'tpu'\n"
