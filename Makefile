@@ -12,7 +12,7 @@ prune: $(VENV)/installed
 # The C++ tests, then the Python ones, on an editable install: Python finds the source tree first when it runs in it.
 # HREL_DATA_DIR adds the tests on real MNIST.
 test: $(VENV)/installed-test
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/ctest -DHREL_PYTHON=OFF -DHREL_TESTS=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/ctest -DHREL_PYTHON=OFF -DHREL_TESTS=ON -DHREL_CUDA=OFF
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/ctest
 	PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir build/ctest --output-on-failure
 	$(BIN)/python -m pytest

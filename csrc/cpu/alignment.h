@@ -53,9 +53,9 @@ HREL_HD void alignment_of_group(AlignmentProblem<Scalar> const& problem, Index f
   Index const n = problem.acts.num_samples;
   Pack* const triangle = memory.take<Pack>(triangle_elements(n));
   Pack* const kernel = memory.take<Pack>(triangle_elements(n));
-  Pack* const staged = memory.take<Pack>(staging_elements(n));
+  DistanceScratch<Pack> const distances(memory, n);
   FilterSource<Scalar, Pack> const source{problem.acts, first_filter, num_filters, splat<Pack>(1)};
-  squared_distances(problem.acts, problem.labels.order, source, staged, triangle);
+  squared_distances(source, problem.labels.order, distances, triangle);
   double mean[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) {
     mean[lane] = mean_distance(n, [&](Index offset) { return triangle[offset][lane]; });
@@ -75,18 +75,14 @@ HREL_HD void alignment_of_group(AlignmentProblem<Scalar> const& problem, Index f
   }
 }
 
-// Squared distances of the values begin .. end - 1 of every sample's output, summed over the lanes.
+// Squared distances of the values begin .. end - 1 of every sample's output.
 template <class Pack, class Scalar>
 HREL_HD void distances_of_slice(ActivationView<Scalar> const& acts, Index const* order, Index begin, Index end,
                                 Scalar* distances, Scratch memory) {
-  Pack* const triangle = memory.take<Pack>(triangle_elements(acts.num_samples));
-  Pack* const staged = memory.take<Pack>(staging_elements(acts.num_samples));
-  squared_distances(acts, order, LayerSource<Scalar, Pack>{acts, begin, end}, staged, triangle);
-  for (Index q = 0; q < triangle_elements(acts.num_samples); ++q) {
-    Scalar sum = 0;
-    for (int lane = 0; lane < Lanes<Pack>::kCount; ++lane) sum += triangle[q][lane];
-    distances[q] = sum;
-  }
+  MapScratch<Pack> const s(memory, acts.num_samples);
+  squared_distances_of_map<Pack>(map_of_layer(acts), order, begin, end, 1, s);
+  for_each_element(acts.num_samples, [&](Index offset, Index row, Index column, int)
+                                         __attribute__((always_inline)) { distances[offset] = s.row(row)[column]; });
 }
 
 // Widths first_width .. first_width + num_widths - 1 of the layer, one a lane.

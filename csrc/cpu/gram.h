@@ -1,8 +1,10 @@
-// Squared distances d2_ij = |x_i - x_j|^2 of the maps of several filters at once, one filter a lane. The differences
+// Squared distances d2_ij = |x_i - x_j|^2 of the maps of a group of filters, for one filter a lane. The differences
 // are squared as they are: the product form |x_i|^2 + |x_j|^2 - 2 x_i.x_j would cancel for outliers and offsets.
 // SPDX-License-Identifier: MIT
 #pragma once
 #include "cpu/lanes.h"
+#include "cpu/map_distances.h"
+#include "cpu/scratch.h"
 #include "cpu/triangle.h"
 #include "numerics/views.h"
 
@@ -11,16 +13,23 @@ namespace hrel::cpu::HREL_LEVEL {
 inline constexpr Index kStagedPositions = 32;
 inline constexpr Index kBlockTiles = 2;  // two blocks of rows, 8 KB each at 32 positions, stay in the first-level cache
 
-HREL_HD Index staging_elements(Index num_samples) { return padded(num_samples) * kStagedPositions; }
+// From here on, reading one filter after the other in long runs (cpu/map_distances.h) is faster than eight filters side
+// by side in short ones; where the filters themselves lie side by side (channels_last) it never is.
+inline constexpr Index kLongMap = 80;
+
+template <class Scalar>
+HREL_HD bool has_long_maps(ActivationView<Scalar> const& acts) {
+  return acts.num_features >= kLongMap && acts.feature_stride == 1;
+}
 
 // One filter a lane, of filters first_filter .. first_filter + num_filters - 1; lanes past them repeat the first one.
 template <class Scalar, class Pack>
 struct FilterSource {
   using Value = typename Lanes<Pack>::Scalar;
   ActivationView<Scalar> acts;
-  Index first_filter, num_filters;
+  Index first_filter;
+  int num_filters;
   Pack scale;  // powers of two, so that scaling rounds nothing
-  Index num_positions = acts.num_features;
 
   // Calls write(p, lane, value) for the positions first .. first + positions - 1 of one sample.
   template <class Write>
@@ -42,42 +51,15 @@ struct FilterSource {
   }
 };
 
-// The values begin .. end - 1 of a sample's whole output (F D values), dealt to the lanes in turn: their sum over the
-// lanes is the squared distance of the layer. Any order of the F D values will do, so memory order is taken where they
-// are dense.
-template <class Scalar, class Pack>
-struct LayerSource {
-  using Value = typename Lanes<Pack>::Scalar;
-  ActivationView<Scalar> acts;
-  Index begin, end;
-  Index num_positions = (end - begin + Lanes<Pack>::kCount - 1) / Lanes<Pack>::kCount;
-
-  template <class Write>
-  HREL_HD void copy(Index sample, Index first, Index positions, Write const& write) const {
-    constexpr int kLanes = Lanes<Pack>::kCount;
-    bool const dense = (acts.feature_stride == 1 && acts.filter_stride == acts.num_features) ||
-                       (acts.filter_stride == 1 && acts.feature_stride == acts.num_filters);
-    Scalar const* const output = acts.map(sample, 0);
-    for (Index p = 0; p < positions; ++p) {
-      Index const start = begin + (first + p) * kLanes;
-      for (int lane = 0; lane < kLanes; ++lane) {
-        Index const k = start + lane;
-        Index const offset =
-            dense ? k : k / acts.num_features * acts.filter_stride + k % acts.num_features * acts.feature_stride;
-        write(p, lane, k < end ? static_cast<Value>(output[offset]) : Value(0));
-      }
-    }
-  }
-};
-
 // Interleaved copy of `positions` values of every sample: [tile of samples][position][sample in tile], lanes inside.
-template <class Scalar, class Pack, class Source>
-HREL_HD void stage(ActivationView<Scalar> const& acts, Index const* order, Source const& source, Index first,
-                   Index positions, Pack* staged) {
+template <class Scalar, class Pack>
+HREL_HD void stage(FilterSource<Scalar, Pack> const& source, Index const* order, Index first, Index positions,
+                   Pack* staged) {
   using L = Lanes<Pack>;
-  for (Index row = 0; row < padded(acts.num_samples); ++row) {
+  Index const num_samples = source.acts.num_samples;
+  for (Index row = 0; row < padded(num_samples); ++row) {
     Pack* const out = staged + row / kTile * kTile * positions + row % kTile;
-    if (row >= acts.num_samples) {
+    if (row >= num_samples) {
       for (Index p = 0; p < positions; ++p) out[p * kTile] = Pack{};
       continue;
     }
@@ -111,16 +93,17 @@ HREL_HD void add_squared_distances(Pack const* rows, Pack const* columns, Index 
   }
 }
 
-// triangle = d2 over all positions of `source`; the diagonal is 0, or NaN where a value is NaN or infinite.
-template <class Scalar, class Pack, class Source>
-HREL_HD void squared_distances(ActivationView<Scalar> const& acts, Index const* order, Source const& source,
-                               Pack* staged, Pack* triangle) {
-  Index const elements = triangle_elements(acts.num_samples), tiles = num_tiles(acts.num_samples);
+// One filter a lane throughout.
+template <class Scalar, class Pack>
+HREL_HD void squared_distances_side_by_side(FilterSource<Scalar, Pack> const& source, Index const* order, Pack* staged,
+                                            Pack* triangle) {
+  Index const n = source.acts.num_samples, num_positions = source.acts.num_features;
+  Index const elements = triangle_elements(n), tiles = num_tiles(n);
   for (Index q = 0; q < elements; ++q) triangle[q] = Pack{};
-  for (Index first = 0; first < source.num_positions; first += kStagedPositions) {
-    Index const rest = source.num_positions - first;
+  for (Index first = 0; first < num_positions; first += kStagedPositions) {
+    Index const rest = num_positions - first;
     Index const positions = rest < kStagedPositions ? rest : kStagedPositions;
-    stage<Scalar, Pack>(acts, order, source, first, positions, staged);
+    stage(source, order, first, positions, staged);
     for (Index block_row = 0; block_row < tiles; block_row += kBlockTiles) {
       Index const end_row = block_row + kBlockTiles < tiles ? block_row + kBlockTiles : tiles;
       for (Index block_column = 0; block_column <= block_row; block_column += kBlockTiles) {
@@ -133,6 +116,52 @@ HREL_HD void squared_distances(ActivationView<Scalar> const& acts, Index const* 
         }
       }
     }
+  }
+}
+
+// One filter after the other, each into its lane.
+template <class Scalar, class Pack>
+HREL_HD void squared_distances_in_turn(FilterSource<Scalar, Pack> const& source, Index const* order,
+                                       MapScratch<Pack> const& s, Pack* triangle) {
+  using Value = typename Lanes<Pack>::Scalar;
+  constexpr int kLanes = Lanes<Pack>::kCount;
+  Index const tiles = num_tiles(source.acts.num_samples);
+  for (int lane = 0; lane < source.num_filters; ++lane) {
+    squared_distances_of_map<Pack>(map_of_filter(source.acts, source.first_filter + lane), order, 0,
+                                   source.acts.num_features, source.scale[lane], s);
+    for (Index tile_row = 0; tile_row < tiles; ++tile_row) {
+      for (Index tile_column = 0; tile_column <= tile_row; ++tile_column) {
+        Value* const out = reinterpret_cast<Value*>(triangle + tile_offset(tile_row, tile_column)) + lane;
+#pragma GCC unroll 16
+        for (Index q = 0; q < kTile * kTile; ++q) {
+          out[q * kLanes] = s.row(tile_row * kTile + q / kTile)[tile_column * kTile + q % kTile];
+        }
+      }
+    }
+  }
+  for (Index q = 0; q < triangle_elements(source.acts.num_samples);
+       ++q) {  // lanes past the last filter repeat the first
+    for (int lane = source.num_filters; lane < kLanes; ++lane) triangle[q][lane] = triangle[q][0];
+  }
+}
+
+// Scratch of one group, for maps of either length.
+template <class Pack>
+struct DistanceScratch {
+  DistanceScratch(Scratch& memory, Index n) : map(memory, n), staged(memory.take<Pack>(padded(n) * kStagedPositions)) {}
+
+  MapScratch<Pack> map;
+  Pack* staged;
+};
+
+// triangle = d2; the diagonal is 0, or NaN where a value is NaN or infinite.
+template <class Scalar, class Pack>
+HREL_HD void squared_distances(FilterSource<Scalar, Pack> const& source, Index const* order,
+                               DistanceScratch<Pack> const& s, Pack* triangle) {
+  if (has_long_maps(source.acts)) {
+    squared_distances_in_turn(source, order, s.map, triangle);
+  } else {
+    squared_distances_side_by_side(source, order, s.staged, triangle);
   }
 }
 

@@ -126,7 +126,7 @@ struct FilterAlignment {
     Scratch memory{nullptr};
     memory.take<Pack>(triangle_elements(n));
     memory.take<Pack>(triangle_elements(n));
-    memory.take<Pack>(staging_elements(n));
+    DistanceScratch<Pack>(memory, n);
     return memory.used;
   }
 
@@ -146,10 +146,8 @@ struct LayerDistances {
   static Index num_tasks(Problem const& layer) { return layer.num_slices; }
 
   static Index scratch_bytes(Problem const& layer) {
-    Index const n = layer.problem.acts.num_samples;
     Scratch memory{nullptr};
-    memory.take<Pack>(triangle_elements(n));
-    memory.take<Pack>(staging_elements(n));
+    MapScratch<Pack>(memory, layer.problem.acts.num_samples);
     return memory.used;
   }
 

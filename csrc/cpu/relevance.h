@@ -18,12 +18,10 @@ namespace hrel::cpu::HREL_LEVEL {
 template <class Pack>
 struct RelevanceScratch : EntropyScratch<Pack> {
   RelevanceScratch(Scratch& memory, Index n)
-      : EntropyScratch<Pack>(memory, n),
-        block(memory.take<Pack>(triangle_elements(n))),
-        staged(memory.take<Pack>(staging_elements(n))) {}
+      : EntropyScratch<Pack>(memory, n), block(memory.take<Pack>(triangle_elements(n))), distances(memory, n) {}
 
   Pack* block;  // [N, N] of one class, or of A o B
-  Pack* staged;
+  DistanceScratch<Pack> distances;
 };
 
 // triangle = A - 11'/N = -(1 - exp(-d2 / sigma^2)) / N, padding 0. Returns 0, or NaN for a lane with a value not
@@ -117,7 +115,7 @@ HREL_HD void relevance_of_group(RelevanceProblem<Scalar> const& problem, Index f
     inverse_sigma[lane] = static_cast<Value>(1 / (sigma * power));
   }
   FilterSource<Scalar, Pack> const source{problem.acts, first_filter, num_filters, scale};
-  squared_distances(problem.acts, problem.labels.order, source, s.staged, s.triangle);
+  squared_distances(source, problem.labels.order, s.distances, s.triangle);
   Pack const not_finite = centred_gaussian(s.triangle, n, inverse_sigma);
 
   double joint[kLanes], own[kLanes];

@@ -33,6 +33,35 @@ void every_level_agrees_with_scalar_float64(cpu::Level const& level) {
   }
 }
 
+void long_maps_agree_with_scalar_float64_and_with_any_layout(cpu::Level const& level) {
+  for (Index n : {1, 2, 3, 8, 33, 50}) {
+    for (Index features : {80, 129, 300}) {
+      for (Data data : {Data::kRectified, Data::kOutlier}) {
+        Layer<float> layer(n, 9, features, 4, data, 11);
+        check_layer(layer, kOrder101, level, 2e-5);
+        // channels_last takes the way of short maps, to the same bits.
+        std::vector<float> last(layer.acts.size()), entropy(9), joint(9);
+        for (Index i = 0; i < n; ++i) {
+          for (Index f = 0; f < 9; ++f) {
+            for (Index p = 0; p < features; ++p) {
+              last[(i * features + p) * 9 + f] = layer.acts[(i * 9 + f) * features + p];
+            }
+          }
+        }
+        RelevanceProblem<float> other = layer.problem(kOrder101);
+        other.acts = {last.data(), n, 9, features, features * 9, 1, 9};
+        other.entropy = entropy.data();
+        other.joint_entropy = joint.data();
+        cpu::relevance(other, cpu::NumThreads{2}, level);
+        CHECK(entropy == layer.entropy);
+        CHECK(joint == layer.joint);
+      }
+    }
+    Layer<double> exact(n, 5, 150, 4, Data::kGauss, 12);
+    check_layer(exact, kShannon, level, 1e-10);
+  }
+}
+
 void a_label_kernel_takes_the_place_of_the_classes(cpu::Level const& level) {
   Layer<float> layer(33, 9, 5, 4, Data::kRectified, 5);
   layer.gram.resize(33 * 33);
@@ -72,8 +101,9 @@ void one_filter_and_many_give_the_same_bits_on_any_number_of_threads(cpu::Level 
 void a_value_that_is_not_finite_spoils_its_own_filter_alone(cpu::Level const& level) {
   for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     for (EntropyOrder const& order : {kOrder101, kSquare, kCube, kLarge}) {
-      Layer<float> layer(21, 10, 6, 3, Data::kGauss, 8), clean(21, 10, 6, 3, Data::kGauss, 8);
-      layer.acts[(4 * 10 + 6) * 6 + 2] = bad;  // sample 4, filter 6
+      Index const features = order.spectrum == Spectrum::kRational ? 90 : 6;  // long maps and short ones
+      Layer<float> layer(21, 10, features, 3, Data::kGauss, 8), clean(21, 10, features, 3, Data::kGauss, 8);
+      layer.acts[(4 * 10 + 6) * features + 2] = bad;  // sample 4, filter 6
       cpu::relevance(layer.problem(order), cpu::NumThreads{2}, level);
       cpu::relevance(clean.problem(order), cpu::NumThreads{2}, level);
       for (Index f = 0; f < 10; ++f) {
@@ -176,6 +206,7 @@ int main() {
   for (cpu::Level const* level : cpu::usable_levels()) {
     std::printf("%s\n", level->name);
     every_level_agrees_with_scalar_float64(*level);
+    long_maps_agree_with_scalar_float64_and_with_any_layout(*level);
     a_label_kernel_takes_the_place_of_the_classes(*level);
     an_indefinite_joint_matrix_is_redone_by_eigenvalues(*level);
     one_filter_and_many_give_the_same_bits_on_any_number_of_threads(*level);
