@@ -125,8 +125,8 @@ struct FilterAlignment {
     Index const n = problem.acts.num_samples;
     Scratch memory{nullptr};
     memory.take<Pack>(triangle_elements(n));
-    memory.take<Pack>(triangle_elements(n));
     DistanceScratch<Pack>(memory, n);
+    AlignmentScratch<Scalar>{memory};
     return memory.used;
   }
 
@@ -167,17 +167,22 @@ struct LayerWidths {
   using Pack = typename NativePack<Scalar>::Type;
   using Problem = LayerAlignment<Scalar>;
 
-  static Index num_tasks(Problem const& layer) { return groups_of<Pack>(layer.problem.num_widths); }
+  static Index num_tasks(Problem const&) { return 1; }
 
-  static Index scratch_bytes(Problem const& layer) {
+  static Index scratch_bytes(Problem const&) {
     Scratch memory{nullptr};
-    memory.take<Pack>(triangle_elements(layer.problem.acts.num_samples));
+    AlignmentScratch<Scalar>{memory};
     return memory.used;
   }
 
-  static void run(Problem const& layer, Index task, std::byte* scratch) {
-    alignment_of_widths<Pack>(layer.problem, layer.distances, task * Lanes<Pack>::kCount,
-                              members_of<Pack>(task, layer.problem.num_widths), Scratch{scratch});
+  static void run(Problem const& layer, Index, std::byte* scratch) {
+    AlignmentProblem<Scalar> const& problem = layer.problem;
+    Scratch memory{scratch};
+    double const mean_distance = problem.mean_distance[0];
+    alignment_of_kernels<Pack>(
+        problem.labels, problem.acts.num_samples, problem.multiples, problem.num_widths, 1, &mean_distance,
+        [&](int, Index offset) { return layer.distances[offset]; }, AlignmentScratch<Scalar>(memory),
+        problem.alignment);
   }
 
   static constexpr Kernel<Problem> kKernel{num_tasks, scratch_bytes, run};
