@@ -17,7 +17,7 @@
 
 namespace hrel::cpu::HREL_LEVEL {
 
-// Bins by the leading bits of a number: 2^kBits for each power of two, and one from 0 to 2^kNear. The rest of the
+// Bins by the leading bits of a number: 2^kBits for each power of two, and one around 0 up to 2^kNear. The rest of the
 // series is then below 2e-7 of the summands in float32 and 1e-14 in float64. kKernels are evaluated at a time, which
 // share the exponentials; in float64 their bins would not fit into the cache.
 template <class Value>
@@ -25,7 +25,7 @@ struct Binning;
 template <>
 struct Binning<float> {
   using Bits = std::uint32_t;
-  static constexpr int kBits = 4, kNear = -4;
+  static constexpr int kBits = 4, kNear = -5;
   static constexpr int kKernels = Lanes<FloatPack>::kCount;
 };
 template <>
@@ -88,7 +88,7 @@ HREL_HD Value centre_of(Index bin) {
   constexpr int kShift = std::numeric_limits<Value>::digits - 1 - B::kBits;
   constexpr Value kLowest = Value(1) / (1 << -B::kNear);
   constexpr typename B::Bits kFirst = __builtin_bit_cast(typename B::Bits, kLowest) >> kShift;
-  if (bin == 0) return kLowest / 2;
+  if (bin == 0) return 0;  // so that equal maps are exact, and equal alignments stay equal
   auto const leading = kFirst + static_cast<typename B::Bits>(bin - 1);
   return __builtin_bit_cast(Value, (leading << kShift) | (typename B::Bits{1} << (kShift - 1)));
 }
