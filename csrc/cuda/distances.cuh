@@ -50,7 +50,7 @@ __device__ __forceinline__ void squared_distances_of_filter(Maps const& maps, In
                                                thread, store)) {
         return;
       }
-      barrier<Shape::kThreads>();  // the stage is free
+      // Refused by a vote of the team, which is a barrier: the stage is free.
     }
   }
   squared_distances<Shape>(maps, order, filter, begin, end, scale, stage.differences, thread, store);

@@ -10,7 +10,7 @@
 namespace hrel::cuda {
 
 inline constexpr Index kLeastPositions = 32;     // of a map, from which products pay
-inline constexpr float kLargestSquare = 16;      // |x_i|^2 / sigma^2 up to which the error matters in no entropy
+inline constexpr float kLargestSquare = 16;      // |x_i|^2 / sigma^2 past which no pair is worth a closer look
 inline constexpr int kTileSize = 16, kStep = 8;  // rows of a tile; positions of one instruction
 
 template <class Shape>
@@ -131,16 +131,23 @@ __device__ __forceinline__ bool squared_distances_by_products(Maps const& maps, 
       }
     }
   };
-  bool too_large = false;
+  bool refused = false;
   for_each_sum([&](int row, int column, float& sum) {
     if (row != column) return;
     stage.squares[row] = sum;
-    too_large = too_large || !(sum <= largest_square);  // NaN is
+    refused = refused || !(sum <= largest_square);  // NaN is
   });
-  if (any_of_team<Shape::kThreads>(too_large)) return false;  // which is a barrier: the squares are written
-  for_each_sum(
-      [&](int row, int column, float& sum) { sum = fmaxf(stage.squares[row] + stage.squares[column] - 2 * sum, 0); });
-  barrier<Shape::kThreads>();  // nothing reads the stage any more: `store` may write over it
+  if (any_of_team<Shape::kThreads>(refused)) return false;  // which is a barrier: the squares are written
+  // An error of the distance counts for exp(-t) of it, t = d2 / sigma^2, so that near pairs far from the first sample
+  // count most; e^t >= 1 + t + t^2 / 2.
+  float const variance = largest_square / kLargestSquare;  // sigma^2, or the share of it that this part may take
+  for_each_sum([&](int row, int column, float& sum) {
+    float const squares = stage.squares[row] + stage.squares[column];
+    sum = fmaxf(squares - 2 * sum, 0);
+    float const t = sum / variance;
+    refused = refused || (column < row && row < n && squares > 2 * variance * (1 + t * (1 + t * 0.5f)));
+  });
+  if (any_of_team<Shape::kThreads>(refused)) return false;  // a barrier: `store` may write over the stage
   for_each_sum([&](int row, int column, float& sum) {
     if (column <= row && row < n) store(row, column, sum);
   });

@@ -46,6 +46,12 @@ Layer<float> wide(Layer<float> layer) {
   return layer;
 }
 
+// So narrow that products are refused.
+Layer<float> narrow(Layer<float> layer) {
+  for (float& sigma : layer.sigma) sigma /= 20;
+  return layer;
+}
+
 Layer<float> indefinite(Layer<float> layer) {
   layer = with_label_kernel(std::move(layer));
   for (float& weight : layer.gram) weight = weight == 1 ? 1 : -0.9F;
@@ -97,6 +103,7 @@ std::vector<Problem> problems() {
       {"relevance, N = 100", relevance_of(layer(100, 19, 4), kOrder101)},
       {"relevance, N = 100, large classes", relevance_of(layer(100, 5, 2), kOrder101)},
       {"relevance, N = 100, products", relevance_of(wide(layer(100, 53, 9)), kOrder101)},
+      {"relevance, N = 100, products refused", relevance_of(narrow(layer(100, 53, 9)), kOrder101)},
       {"relevance, N = 100, label kernel", relevance_of(with_label_kernel(layer(100, 5, 4)), kOrder101)},
       {"relevance, N = 135", relevance_of(layer(135, 11, 2), kOrder101)},
       {"relevance, N = 135, many classes", relevance_of(layer(135, 5, 40), kOrder101)},

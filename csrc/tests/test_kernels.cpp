@@ -67,8 +67,8 @@ void other_orders_agree_with_float64() {
 
 void float64_agrees_to_its_own_precision() {
   for (Index n : {1, 2, 33, 70}) {
-    for (EntropyOrder const& order : {kShannon, kLarge}) {
-      Layer<double> layer(n, 2, 9, 3, Data::kGauss, 8);
+    for (EntropyOrder const& order : {kShannon, kSquare, kCube, kLarge}) {
+      Layer<double> layer(n, 2, 9, 3, Data::kGauss, 8);  // its results are 0 before, which nothing may keep
       CHECK(run(layer.problem(order), {4}) == 0);
       check_entropies(layer, order.alpha, 1e-10);
     }
@@ -102,12 +102,14 @@ void an_indefinite_joint_matrix_is_redone_by_eigenvalues() {
   }
 }
 
-// Whether the last barrier of the product, which those pass whose result is taken, was met.
+// Whether every distance came from products: barriers of that stage were met, and none of the differences'.
 bool products_were_taken() {
   auto const sites = emulator::sites();
-  return std::count_if(sites.begin(), sites.end(), [](emulator::Site const& site) {
-           return std::string_view(site.file).ends_with("product.cuh");
-         }) == 4;
+  auto const met = [&](std::string_view file) {
+    return std::any_of(sites.begin(), sites.end(),
+                       [&](emulator::Site const& site) { return std::string_view(site.file).ends_with(file); });
+  };
+  return met("product.cuh") && !met("gram.cuh");
 }
 
 // Maps large enough for the tensor cores, with an offset; an outlier or a narrow width makes it differences.
@@ -116,11 +118,32 @@ void products_agree_with_float64() {
     for (Index features : {32, 41, 100}) {
       Layer<float> layer(n, 1, features, 4, Data::kRectified, 3);
       for (float& value : layer.acts) value += 10;
+      if (features == 32) layer.sigma[0] *= 2;  // about the mean distance, as a search finds it
       if (features == 41) layer.acts[0] += 1e4F;
       if (features == 100) layer.sigma[0] /= 20;
       emulator::clear_sites();
       CHECK(run(layer.problem(kOrder101), {static_cast<unsigned>(n)}) == 0);
       CHECK(products_were_taken() == (features == 32));
+      check_entropies(layer, 1.01, tolerance(n));
+    }
+  }
+}
+
+// Near-duplicates four widths from the first sample: products of large squares would cancel between them.
+void clusters_far_from_the_first_sample_agree_with_float64() {
+  for (Index n : {48, 128}) {
+    for (double spread : {1e-4, 1e-2, 0.1}) {
+      Layer<float> layer(n, 1, 64, 4, Data::kGauss, 21);
+      for (Index i = 0; i < n; ++i) {
+        for (Index p = 0; p < 64; ++p) {
+          float& value = layer.acts[i * 64 + p];  // |x|^2 is about (3.9 sigma)^2, sigma = 1
+          value = i == layer.order[0] ? 0 : static_cast<float>(3.9 / 8 + spread / 8 * static_cast<double>(value));
+        }
+      }
+      layer.sigma[0] = 1;
+      emulator::clear_sites();
+      CHECK(run(layer.problem(kOrder101), {static_cast<unsigned>(n)}) == 0);
+      CHECK(!products_were_taken());
       check_entropies(layer, 1.01, tolerance(n));
     }
   }
@@ -242,7 +265,8 @@ void check_matrices(Index n, EntropyOrder const& order, double limit) {
 void given_matrices_agree_with_float64() {
   for (Index n : {1, 2, 31, 64, 100, 130}) {
     for (EntropyOrder const& order : {kOrder101, kSquare}) check_matrices<float>(n, order, tolerance(n));
-    if (n <= 64) check_matrices<double>(n, kShannon, 1e-10);
+    if (n > 64) continue;
+    for (EntropyOrder const& order : {kShannon, kSquare, kCube}) check_matrices<double>(n, order, 1e-10);
   }
 }
 
@@ -295,6 +319,7 @@ int main() {
   HREL_TIMED(a_label_kernel_takes_the_place_of_the_classes);
   HREL_TIMED(an_indefinite_joint_matrix_is_redone_by_eigenvalues);
   HREL_TIMED(products_agree_with_float64);
+  HREL_TIMED(clusters_far_from_the_first_sample_agree_with_float64);
   HREL_TIMED(split_positions_agree_with_float64);
   HREL_TIMED(one_filter_and_many_give_the_same_bits);
   HREL_TIMED(a_value_that_is_not_finite_spoils_its_own_filter_alone);
