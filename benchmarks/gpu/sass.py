@@ -85,13 +85,14 @@ def machine_code(cubin: Path) -> dict[Instance, list[Instruction]]:
             current = code.setdefault(parse_name(found[1]), [])
         elif found := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(\S.*?)\s*;\s+/\* 0x[0-9a-f]{16} \*/", line):
             control = int(re.search(r"/\* 0x([0-9a-f]{16}) \*/", next(lines))[1], 16)
-            current.append(_instruction(int(found[1], 16), found[2], control))
+            current.append(parse_instruction(int(found[1], 16), found[2], control))
     if not code:
         raise ValueError(f"cuobjdump found no machine code in {cubin}")
     return code
 
 
-def _instruction(address: int, text: str, control: int) -> Instruction:
+def parse_instruction(address: int, text: str, control: int) -> Instruction:
+    """Return an instruction; ``control`` is the second half of its encoding."""
     guarded = re.match(r"@!?U?P\w+\s+", text)
     body = text[guarded.end() :] if guarded else text
     opcode, _, operands = body.partition(" ")
@@ -229,16 +230,19 @@ class Graph:
             loops.append(Loop(self, header, tuple(ends), frozenset(body)))
         return sorted(loops, key=lambda loop: self.blocks[loop.header].first)
 
-    def path(self, start: int, ends: Iterable[int], avoid: Iterable[int] = ()) -> list[Instruction]:
-        """The longest way from a block to one of others, each loop on it gone through once."""
-        avoided, best = set(avoid), {start: (len(self.instructions(start)), None)}
+    def path(
+        self, start: int, ends: Iterable[int], avoid: Iterable[int] = (), skip: Iterable[int] = ()
+    ) -> list[Instruction]:
+        """The longest way from a block to one of others, each loop on it gone through once; without ``skip`` blocks."""
+        avoided, skipped = set(avoid), set(skip)
+        best: dict[int, tuple[int, int | None]] = {start: (0, None)}
         for number in self.order[self.place[start] :]:
             if number in best and number not in avoided:
+                length = best[number][0] + (0 if number in skipped else len(self.instructions(number)))
                 for successor in self.blocks[number].successors:
-                    if self.place[successor] > self.place[number] and successor not in avoided:
-                        length = best[number][0] + len(self.instructions(successor))
-                        if length > best.get(successor, (0, None))[0]:
-                            best[successor] = (length, number)
+                    ahead = self.place[successor] > self.place[number] and successor not in avoided
+                    if ahead and length > best.get(successor, (-1, None))[0]:
+                        best[successor] = (length, number)
         reached = [end for end in ends if end in best]
         if not reached:
             raise LookupError(f"no way from {self.code[self.blocks[start].first].address:x} to where it should lead")
@@ -246,7 +250,7 @@ class Graph:
         while at is not None:
             blocks.append(at)
             at = best[at][1]
-        return [x for number in reversed(blocks) for x in self.instructions(number)]
+        return [x for number in reversed(blocks) if number not in skipped for x in self.instructions(number)]
 
     def only_on_way_to(self, end: int, keep: int) -> set[int]:
         """What a way to ``end`` enters and a way to ``keep`` need not: blocks behind the first one of this kind."""
@@ -290,9 +294,9 @@ class Loop:
 
     def once(self, without: Iterable["Loop"] = ()) -> list[Instruction]:
         """The longest float32 path through the loop, but for the loops within it that are named."""
-        outside = set(self.graph.order) - self.body
-        inner = {number for loop in without for number in loop.body if number != loop.header}
-        return self.graph.path(self.header, self.latches, outside | inner | self.graph.blocks_with(OTHER_PATH_IN_LOOP))
+        inner = {number for loop in without for number in loop.body}
+        avoid = (set(self.graph.order) - self.body) | self.graph.blocks_with(OTHER_PATH_IN_LOOP) - inner
+        return self.graph.path(self.header, self.latches, avoid, inner)
 
 
 # --- cycles -----------------------------------------------------------------------------------------------------------
