@@ -66,8 +66,8 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) distances_k
   Index const row = unit / args.splits, split = unit % args.splits, filter = args.first_filter + row;
   Index const positions = args.maps.num_positions;
   float* const slot = args.slots + unit * packed_elements(args.maps.num_samples);
-  squared_distances_of_filter<Shape>(args.maps, args.order, filter, split * positions / args.splits,
-                                     (split + 1) * positions / args.splits, args.splits, args.sigma,
+  squared_distances_of_filter<Shape>(args.maps, args.order, filter, split_begin(split, args.splits, positions),
+                                     split_begin(split + 1, args.splits, positions), args.splits, args.sigma,
                                      shared_storage<DistanceStage<Shape>>()[team], thread,
                                      [&](int i, int j, float distance) { slot[packed_offset(i, j)] = distance; });
 }

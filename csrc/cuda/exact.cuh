@@ -46,7 +46,9 @@ __device__ __forceinline__ double load_value(Maps const& maps, Index offset) {
   if (maps.element == Element::kFloat64) return static_cast<double const*>(maps.data)[offset];
   std::uint32_t bits[1];
   fetch_values(maps, bits, [&](int) { return offset; });
-  return value_of(bits[0], maps.element);
+  float value;
+  with_element(maps.element, [&](auto const& value_of_bits) { value = value_of_bits(bits[0]); });
+  return value;
 }
 
 // matrix = A - 11'/N of a filter.

@@ -13,7 +13,6 @@ template <class Shape>
 struct GramStage {
   static constexpr int kPitch = Shape::kSize + 4;  // writes of eight positions of four rows meet 32 different banks
   alignas(16) float rows[kStage][kPitch], columns[kStage][kPitch];
-  Index sample_offset[Shape::kSize];
 };
 
 // Reads positions begin .. end - 1 of `filter`, samples in the given order, times `scale`, and calls
@@ -25,7 +24,6 @@ __device__ __forceinline__ void squared_distances(Maps const& maps, Index const*
   constexpr int kPerThread = kStage * Shape::kSize / Shape::kThreads;
   int const n = static_cast<int>(maps.num_samples);
   int const ty = thread / Shape::kThreadColumns, tx = thread % Shape::kThreadColumns;
-  write_sample_offsets<Shape>(maps, order, filter, stage.sample_offset, thread);
 
   // Eight positions of four rows kThreadRows apart for each warp: whole sectors of memory, and no bank conflicts. The
   // row is the sum of a part of the thread and of a constant that have no bit in common, and so are its slots.
@@ -39,14 +37,17 @@ __device__ __forceinline__ void squared_distances(Maps const& maps, Index const*
   };
   float* const row_place = &stage.rows[position][Shape::row_slot(row_of_thread)];
   float* const column_place = &stage.columns[position][Shape::column_slot(row_of_thread)];
+  // Rows past the last sample repeat the first one: their distances are not stored.
+  Index row_offset[kPerThread];
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    int const row = row_of_thread + step_of(i);
+    row_offset[i] = order[row < n ? row : 0] * maps.sample_stride + filter * maps.filter_stride;
+  }
   std::uint32_t next[kPerThread];  // the stage after the one in shared memory
   auto const fetch = [&](Index first) {
-    bool const inside = first + position < end;
-    Index const offset = inside ? maps.position_offset(first + position) : 0;
-    fetch_values(maps, next, [&](int i) -> Index {
-      int const row = row_of_thread + step_of(i);
-      return inside && row < n ? stage.sample_offset[row] + offset : -1;
-    });
+    Index const place = first + position, offset = maps.position_offset(place < end ? place : end - 1);
+    fetch_values(maps, next, [&](int i) { return row_offset[i] + offset; });
   };
 
   float sums[Shape::kRows][Shape::kColumns];
@@ -55,16 +56,18 @@ __device__ __forceinline__ void squared_distances(Maps const& maps, Index const*
 #pragma unroll
     for (int c = 0; c < Shape::kColumns; ++c) sums[r][c] = 0;
   }
-  barrier<Shape::kThreads>();  // the offsets are written
   fetch(begin);
 #pragma unroll 1
   for (Index first = begin; first < end; first += kStage) {
+    with_element(maps.element, [&](auto const& value_of_bits) {
+      float const weight = first + position < end ? scale : 0;
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      float const value = value_of(next[i], maps.element) * scale;
-      row_place[Shape::row_slot(step_of(i))] = value;
-      column_place[Shape::column_slot(step_of(i))] = value;
-    }
+      for (int i = 0; i < kPerThread; ++i) {
+        float const value = value_of_bits(next[i]) * weight;
+        row_place[Shape::row_slot(step_of(i))] = value;
+        column_place[Shape::column_slot(step_of(i))] = value;
+      }
+    });
     barrier<Shape::kThreads>();  // the stage is filled
     fetch(first + kStage);
     int const positions = static_cast<int>(end - first < kStage ? end - first : kStage);

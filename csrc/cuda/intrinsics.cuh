@@ -18,7 +18,8 @@ namespace hrel::cuda {
 
 inline constexpr int kWarp = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
-inline constexpr std::uint32_t kNaN = 0x7fc00000u;  // as the bits of a float
+inline constexpr std::uint32_t kNaN = 0x7fc00000u;         // as the bits of a float
+inline constexpr std::uint32_t kTensorBits = 0xffffe000u;  // of a float, those that the tensor core reads
 
 #if defined(__CUDACC__)
 
@@ -51,15 +52,9 @@ __device__ __forceinline__ std::uint32_t float_to_bits(float value) { return __f
 // exp(-t), t >= 0, to about 2 units of the last place.
 __device__ __forceinline__ float fast_exp_of_minus(float t) { return __expf(-t); }
 
-// To the 10 bits of the fraction that the tensor core reads.
-__device__ __forceinline__ std::uint32_t to_tf32(float value) {
-  std::uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
-  return bits;
-}
-
-// c += a b over a warp, a 16 x 8, b 8 x 8. With g = lane / 4 and t = lane % 4: a = {(g, t), (g + 8, t), (g, t + 4),
-// (g + 8, t + 4)}, b = {(t, g), (t + 4, g)}, c = {(g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)}.
+// c += a b over a warp, a 16 x 8, b 8 x 8, of whose fractions 10 bits are read. With g = lane / 4 and t = lane % 4: a =
+// {(g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)}, b = {(t, g), (t + 4, g)}, c = {(g, 2t), (g, 2t + 1), (g + 8, 2t),
+// (g + 8, 2t + 1)}.
 __device__ __forceinline__ void multiply_tf32(float (&c)[4], std::uint32_t const (&a)[4], std::uint32_t const (&b)[2]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -107,10 +102,6 @@ inline float to_float(Half value) {
 
 inline float fast_exp_of_minus(float t) { return std::exp(-t); }
 
-inline std::uint32_t to_tf32(float value) {
-  return std::isnan(value) ? 0x7fffe000u : (float_to_bits(value) + 0x1000u) & ~0x1fffu;
-}
-
 inline void multiply_tf32(float (&c)[4], std::uint32_t const (&a)[4], std::uint32_t const (&b)[2]) {
   struct Fragments {
     std::uint32_t a[4], b[2];
@@ -122,7 +113,7 @@ inline void multiply_tf32(float (&c)[4], std::uint32_t const (&a)[4], std::uint3
     for (int k = 0; k < 8; ++k) {
       std::uint32_t const x = lanes[row % 8 * 4 + k % 4].a[row / 8 + k / 4 * 2];
       std::uint32_t const y = lanes[column * 4 + k % 4].b[k / 4];
-      c[q] += bits_to_float(x) * bits_to_float(y);
+      c[q] += bits_to_float(x & kTensorBits) * bits_to_float(y & kTensorBits);
     }
   }
 }
@@ -138,10 +129,11 @@ __device__ __forceinline__ float to_float(BFloat16 value) {
   return bits_to_float(static_cast<std::uint32_t>(value.bits) << 16);
 }
 
-// value = high + low to about 22 bits of the fraction.
+// value = high + low to about 21 bits of the fraction, read by the tensor core. Rounding may turn a NaN into a number
+// in `high`, but not in `low`.
 __device__ __forceinline__ void split_tf32(float value, std::uint32_t& high, std::uint32_t& low) {
-  high = to_tf32(value);
-  low = to_tf32(value - bits_to_float(high));
+  high = (float_to_bits(value) + 0x1000u) & kTensorBits;
+  low = float_to_bits(value - bits_to_float(high));
 }
 
 // 1 - exp(-t) for t >= 0, to a small relative error also for tiny t; NaN stays NaN.

@@ -52,6 +52,11 @@ constexpr Index num_splits(Index num_positions) {
   return std::clamp<Index>(num_positions / kPositionsPerSplit, 1, kMostSplits);
 }
 
+// Where split number `split` of a map begins, and the one before it ends: at a multiple of four, for reads of four.
+HREL_HD constexpr Index split_begin(Index split, Index splits, Index num_positions) {
+  return split == splits ? num_positions : split * num_positions / splits / 4 * 4;
+}
+
 inline constexpr Index kMostWorkspaceBytes = Index{64} << 20;
 
 // Distances in the workspace, [rows, splits, packed_elements(N)] float32: rows at a time, in as few launches as the

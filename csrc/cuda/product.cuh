@@ -9,20 +9,65 @@
 
 namespace hrel::cuda {
 
-inline constexpr Index kLeastPositions = 32;     // of a map, from which products pay
-inline constexpr float kLargestSquare = 16;      // |x_i|^2 / sigma^2 past which no pair is worth a closer look
-inline constexpr int kTileSize = 16, kStep = 8;  // rows of a tile; positions of one instruction
+inline constexpr Index kLeastPositions = 32;  // of a map, from which products pay
+inline constexpr float kLargestSquare = 16;   // |x_i|^2 / sigma^2 past which no pair is worth a closer look
+inline constexpr int kTileSize = 16;          // rows of a tile
+
+// The lower triangle in tiles of 16 x 16, whole rows of them to a warp, so that a row is split into its high and low
+// parts once. Rows from both ends of the triangle make the shares equal.
+template <class Shape>
+struct ProductTiles {
+  static constexpr int kTiles = Shape::kSize / kTileSize;
+  static constexpr int kRowWarps = Shape::kWarps < kTiles / 2 ? Shape::kWarps : kTiles / 2;
+  static constexpr int kColumnWarps = Shape::kWarps / kRowWarps;  // which take turns at the columns of a row
+  static constexpr int kRows = kTiles / kRowWarps;                // of one warp
+  static_assert(kRows % 2 == 0 && Shape::kWarps % kRowWarps == 0);
+
+  static __device__ __forceinline__ int row(int slot, int row_warp) {
+    int const from_end = slot / 2 * kRowWarps + row_warp;
+    return slot % 2 == 0 ? from_end : kTiles - 1 - from_end;
+  }
+  // The most tiles that one warp holds of its row `slot`, and of the rows before it. Every pair of rows has as many.
+  static constexpr HREL_HD int columns(int slot) {
+    int const last = slot % 2 == 0 ? (slot / 2 + 1) * kRowWarps : kTiles - slot / 2 * kRowWarps;
+    return (last + kColumnWarps - 1) / kColumnWarps;
+  }
+  static constexpr HREL_HD int first(int slot) {
+    return slot / 2 * (columns(0) + columns(1)) + (slot % 2 == 0 ? 0 : columns(slot - 1));
+  }
+  static constexpr int kTilesPerWarp = first(kRows);
+  static_assert(kColumnWarps == 1 || kRows == 2);
+};
 
 template <class Shape>
 struct ProductStage {
-  static constexpr int kTiles = Shape::kSize / kTileSize, kTilesOfTriangle = kTiles * (kTiles + 1) / 2;
-  static constexpr int kTilesPerWarp = (kTilesOfTriangle + Shape::kWarps - 1) / Shape::kWarps;
-  static constexpr int kPositions = kTilesPerWarp <= 9 ? 16 : 8;  // staged at once: as many as registers allow
-  static constexpr int kPitch = Shape::kSize + 8;  // fragments of eight rows and four positions meet 32 banks
-  alignas(16) float values[kPositions][kPitch];
-  float squares[Shape::kSize];  // |x_i|^2
-  Index sample_offset[Shape::kSize];
+  // Staged at once: as many as registers allow. Each lane of a fragment takes kPerLane positions in a row, in one read.
+  static constexpr int kPositions = Shape::kWarps > 1 && Shape::kWarps <= 4 ? 16 : 8, kPerLane = kPositions / 4;
+  alignas(16) float values[2][Shape::kSize][kPositions];  // which take turns
+  float squares[Shape::kSize];                            // |x_i|^2
 };
+
+// High and low parts of the kPerLane positions of a lane. The order of the positions within an instruction is free, as
+// long as it is the same for rows and columns: with k = lane % 4, position 2 o is k of octet o, and 2 o + 1 is k + 4.
+// They go to the elements `part` and `part` + kParts / 2 of the octets' fragments.
+template <int kPerLane, int kParts>
+__device__ __forceinline__ void split_fragment(float const* positions, std::uint32_t (&high)[kPerLane / 2][kParts],
+                                               std::uint32_t (&low)[kPerLane / 2][kParts], int part) {
+  static_assert(kPerLane == 2 || kPerLane == 4);
+  float values[kPerLane];
+  if constexpr (kPerLane == 4) {
+    float4 const four = *reinterpret_cast<float4 const*>(positions);
+    values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
+  } else {
+    float2 const two = *reinterpret_cast<float2 const*>(positions);
+    values[0] = two.x, values[1] = two.y;
+  }
+#pragma unroll
+  for (int octet = 0; octet < kPerLane / 2; ++octet) {
+    split_tf32(values[octet * 2], high[octet][part], low[octet][part]);
+    split_tf32(values[octet * 2 + 1], high[octet][part + kParts / 2], low[octet][part + kParts / 2]);
+  }
+}
 
 // As squared_distances of cuda/gram.cuh, for positions begin .. end - 1. Returns whether all |x_i|^2 <= largest_square,
 // the same for all threads of the team, and calls store only then.
@@ -31,103 +76,121 @@ __device__ __forceinline__ bool squared_distances_by_products(Maps const& maps, 
                                                               Index begin, Index end, float scale, float largest_square,
                                                               ProductStage<Shape>& stage, int thread,
                                                               Store const& store) {
-  constexpr int kTilesPerWarp = ProductStage<Shape>::kTilesPerWarp, kPositions = ProductStage<Shape>::kPositions;
-  constexpr int kTilesOfTriangle = ProductStage<Shape>::kTilesOfTriangle;
-  constexpr int kRowsPerThread = 8 * Shape::kSize / Shape::kThreads, kOctets = kPositions / 8;
+  using Tiles = ProductTiles<Shape>;
+  constexpr int kPositions = ProductStage<Shape>::kPositions, kPerLane = ProductStage<Shape>::kPerLane;
+  constexpr int kOctets = kPositions / 8, kRows = Tiles::kRows;
+  constexpr int kReaders = kPositions / 4, kRowsAtOnce = Shape::kThreads / kReaders;  // threads of a row, rows of all
+  constexpr int kRowsPerThread = Shape::kSize / kRowsAtOnce;
   int const n = static_cast<int>(maps.num_samples), warp = thread / kWarp, lane = thread % kWarp;
   int const group = lane / 4, member = lane % 4;  // of the lane in a fragment, see multiply_tf32
-  write_sample_offsets<Shape>(maps, order, filter, stage.sample_offset, thread);
+  int const row_warp = warp % Tiles::kRowWarps, column_warp = warp / Tiles::kRowWarps;
 
-  // The tiles of this warp, row by row of the lower triangle: every kWarps-th one.
-  int tile[kTilesPerWarp];          // its first column, and its first row from bit 16 on
-  float sums[kTilesPerWarp][2][4];  // two fragments of 16 x 8
+  float sums[Tiles::kTilesPerWarp][2][4];  // two fragments of 16 x 8 to a tile
 #pragma unroll
-  for (int t = 0; t < kTilesPerWarp; ++t) {
-    int row = 0, column = warp + t * Shape::kWarps;
-    while (column > row) column -= ++row;
-    tile[t] = row * kTileSize << 16 | column * kTileSize;
+  for (int t = 0; t < Tiles::kTilesPerWarp; ++t) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) sums[t][0][q] = sums[t][1][q] = 0;
   }
 
-  // Eight positions of four rows for each warp: whole sectors of memory.
-  int const position = thread % 8;
-  auto const row_of = [&](int i) { return thread / 8 + i * (Shape::kThreads / 8); };
-  std::uint32_t next[kOctets][kRowsPerThread], first_sample[kOctets];  // the stage after the one in shared memory
-  auto const fetch = [&](Index first) {
+  // Four positions in a row for each thread. Rows past the last sample repeat the first one and positions past the end
+  // the last one, weighed by 0: relative to the first sample both are 0.
+  int const reader = thread % kReaders, first_row = thread / kReaders;
+  Index const filter_offset = filter * maps.filter_stride;
+  Index row_offset[kRowsPerThread];
 #pragma unroll
-    for (int octet = 0; octet < kOctets; ++octet) {
-      Index const place = first + octet * 8 + position;
-      bool const inside = place < end;
-      Index const offset = inside ? maps.position_offset(place) : 0;
-      fetch_values(maps, next[octet], [&](int i) -> Index {
-        return inside && row_of(i) < n ? stage.sample_offset[row_of(i)] + offset : -1;
-      });
-      std::uint32_t center[1];
-      fetch_values(maps, center, [&](int) -> Index { return inside ? stage.sample_offset[0] + offset : -1; });
-      first_sample[octet] = center[0];
-    }
+  for (int i = 0; i < kRowsPerThread; ++i) {
+    int const row = first_row + i * kRowsAtOnce;
+    row_offset[i] = order[row < n ? row : 0] * maps.sample_stride + filter_offset;
+  }
+  Index const first_sample[1] = {order[0] * maps.sample_stride + filter_offset};
+  int const length = static_cast<int>(end - begin);     // positions are counted from `begin`
+  std::uint32_t next[kRowsPerThread][4], center[1][4];  // the stage after the one in shared memory
+  auto const fetch = [&](int first) {
+    fetch_quads(maps, next, row_offset, begin, first + reader * 4, length);
+    fetch_quads(maps, center, first_sample, begin, first + reader * 4, length);
   };
 
-  barrier<Shape::kThreads>();  // the offsets are written
-  fetch(begin);
+  fetch(0);
 #pragma unroll 1
-  for (Index first = begin; first < end; first += kPositions) {
-#pragma unroll
-    for (int octet = 0; octet < kOctets; ++octet) {
-      float const center = value_of(first_sample[octet], maps.element);
-#pragma unroll
-      for (int i = 0; i < kRowsPerThread; ++i) {
-        float const value = (value_of(next[octet][i], maps.element) - center) * scale;
-        stage.values[octet * 8 + position][row_of(i)] = row_of(i) < n ? value : 0;
-      }
-    }
-    barrier<Shape::kThreads>();  // the stage is filled
-    fetch(first + kPositions);
-#pragma unroll
-    for (int t = 0; t < kTilesPerWarp; ++t) {
-      if (warp + t * Shape::kWarps >= kTilesOfTriangle) continue;
-
-      // Summed from 0 for each stage: the tensor core rounds its running sum towards 0.
-      float part[2][4] = {};
-#pragma unroll
-      for (int p = 0; p < kPositions; p += kStep) {
-        float const* const left = &stage.values[p + member][(tile[t] >> 16) + group];
-        float const* const right = &stage.values[p + member][(tile[t] & 0xffff) + group];
-        constexpr int kFour = 4 * ProductStage<Shape>::kPitch;
-        float const a[4] = {left[0], left[8], left[kFour], left[kFour + 8]};
-        std::uint32_t a_high[4], a_low[4];
-#pragma unroll
-        for (int q = 0; q < 4; ++q) split_tf32(a[q], a_high[q], a_low[q]);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          std::uint32_t b_high[2], b_low[2];
-          split_tf32(right[half * 8], b_high[0], b_low[0]);
-          split_tf32(right[half * 8 + kFour], b_high[1], b_low[1]);
-          multiply_tf32(part[half], a_low, b_high);
-          multiply_tf32(part[half], a_high, b_low);
-          multiply_tf32(part[half], a_high, b_high);
-        }
-      }
+  for (int first = 0; first < length; first += kPositions) {
+    float (&values)[Shape::kSize][kPositions] = stage.values[first / kPositions % 2];
+    with_quads(maps, [&](auto const& value_of_quad) {
+      float weight[4], shift[4];
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
-        sums[t][0][q] += part[0][q];
-        sums[t][1][q] += part[1][q];
+        weight[q] = first + reader * 4 + q < length ? scale : 0;  // a power of two: products are exact
+        shift[q] = value_of_quad(center[0], q) * -weight[q];
+      }
+#pragma unroll
+      for (int i = 0; i < kRowsPerThread; ++i) {
+        float four[4];
+#pragma unroll
+        for (int q = 0; q < 4; ++q) four[q] = value_of_quad(next[i], q) * weight[q] + shift[q];
+        *reinterpret_cast<float4*>(&values[first_row + i * kRowsAtOnce][reader * 4]) =
+            float4{four[0], four[1], four[2], four[3]};
+      }
+    });
+    barrier<Shape::kThreads>();  // the stage is filled, and the other one free
+    fetch(first + kPositions);
+
+#pragma unroll
+    for (int pair = 0; pair < kRows; pair += 2) {  // of rows, which share the columns' parts
+      std::uint32_t a_high[2][kOctets][4], a_low[2][kOctets][4];
+#pragma unroll
+      for (int slot = 0; slot < 2; ++slot) {
+        int const row = Tiles::row(pair + slot, row_warp) * kTileSize + group;
+        split_fragment<kPerLane>(&values[row][member * kPerLane], a_high[slot], a_low[slot], 0);
+        split_fragment<kPerLane>(&values[row + 8][member * kPerLane], a_high[slot], a_low[slot], 1);
+      }
+#pragma unroll
+      for (int c = 0; c < Tiles::columns(pair + 1); ++c) {
+        int const column = c * Tiles::kColumnWarps + column_warp;
+        if (column > Tiles::row(pair + 1, row_warp)) continue;  // the longer one
+        std::uint32_t b_high[2][kOctets][2], b_low[2][kOctets][2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          split_fragment<kPerLane>(&values[column * kTileSize + half * 8 + group][member * kPerLane], b_high[half],
+                                   b_low[half], 0);
+        }
+#pragma unroll
+        for (int slot = 0; slot < 2; ++slot) {
+          if (c >= Tiles::columns(pair + slot) || column > Tiles::row(pair + slot, row_warp)) continue;
+          // Summed from 0 for each stage: the tensor core rounds its running sum towards 0. Four chains, to hide its
+          // latency.
+          float part[2][4] = {}, small[2][4] = {};
+#pragma unroll
+          for (int octet = 0; octet < kOctets; ++octet) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) multiply_tf32(small[half], a_low[slot][octet], b_high[half][octet]);
+#pragma unroll
+            for (int half = 0; half < 2; ++half) multiply_tf32(part[half], a_high[slot][octet], b_high[half][octet]);
+#pragma unroll
+            for (int half = 0; half < 2; ++half) multiply_tf32(small[half], a_high[slot][octet], b_low[half][octet]);
+          }
+#pragma unroll
+          for (int q = 0; q < 4; ++q) {
+            sums[Tiles::first(pair + slot) + c][0][q] += part[0][q] + small[0][q];
+            sums[Tiles::first(pair + slot) + c][1][q] += part[1][q] + small[1][q];
+          }
+        }
       }
     }
-    barrier<Shape::kThreads>();  // the stage is free
   }
 
   // Calls visit(row, column, sum) for the thread's elements of its tiles, padding and upper triangle included.
   auto const for_each_sum = [&](auto const& visit) {
 #pragma unroll
-    for (int t = 0; t < kTilesPerWarp; ++t) {
-      if (warp + t * Shape::kWarps >= kTilesOfTriangle) continue;
-      int const row = (tile[t] >> 16) + group, column = (tile[t] & 0xffff) + member * 2;
+    for (int slot = 0; slot < kRows; ++slot) {
 #pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        visit(row + q / 2 * 8, column + q % 2, sums[t][0][q]);
-        visit(row + q / 2 * 8, column + q % 2 + 8, sums[t][1][q]);
+      for (int c = 0; c < Tiles::columns(slot); ++c) {
+        int const tile_row = Tiles::row(slot, row_warp), tile_column = c * Tiles::kColumnWarps + column_warp;
+        if (tile_column > tile_row) continue;
+        int const row = tile_row * kTileSize + group, column = tile_column * kTileSize + member * 2;
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          visit(row + q / 2 * 8, column + q % 2, sums[Tiles::first(slot) + c][0][q]);
+          visit(row + q / 2 * 8, column + q % 2 + 8, sums[Tiles::first(slot) + c][1][q]);
+        }
       }
     }
   };
