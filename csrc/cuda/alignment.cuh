@@ -52,8 +52,10 @@ __global__ void __launch_bounds__(kThreads, 1) alignment_kernel(AlignmentArgumen
   float sum = 0, label_square = 0;
   for_each_packed<kThreads>(n, thread, [&](int offset, int row, int column) {
     float const copies = row == column ? 1 : 2, l = weight(row, column);
-    distances[offset] = distance_of_slots(args.slots, args.splits, n, row_of_launch, offset);
-    sum += copies * std::sqrt(distances[offset]);
+    float d2[1];
+    distances_of_slots(args.slots, args.splits, n, row_of_launch, {offset}, d2);
+    distances[offset] = d2[0];
+    sum += copies * std::sqrt(d2[0]);
     label_square += copies * l * l;
   });
   sum = team_sum<kThreads>(sum, s.parts[0], thread);

@@ -72,14 +72,18 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) distances_k
                                      [&](int i, int j, float distance) { slot[packed_offset(i, j)] = distance; });
 }
 
-// Element `offset` of row `row` of the workspace: the sum over the splits, in their order.
-__device__ __forceinline__ float distance_of_slots(float const* slots, Index splits, Index num_samples, Index row,
-                                                   int offset) {
+// Elements `offset` of row `row` of the workspace: the sums over the splits, in their order.
+template <int kCount>
+__device__ __forceinline__ void distances_of_slots(float const* slots, Index splits, Index num_samples, Index row,
+                                                   int const (&offset)[kCount], float (&sum)[kCount]) {
   Index const elements = packed_elements(num_samples);
-  float const* const first = slots + row * splits * elements + offset;
-  float sum = 0;
-  for (Index split = 0; split < splits; ++split) sum += first[split * elements];
-  return sum;
+  float const* split = slots + row * splits * elements;
+#pragma unroll
+  for (int q = 0; q < kCount; ++q) sum[q] = 0;
+  for (Index s = 0; s < splits; ++s, split += elements) {
+#pragma unroll
+    for (int q = 0; q < kCount; ++q) sum[q] += split[offset[q]];
+  }
 }
 
 }  // namespace hrel::cuda

@@ -70,29 +70,27 @@ __device__ __forceinline__ float load_given_matrix(GramView<float> const& gram, 
   return mean * static_cast<float>(n) * inverse_trace;
 }
 
-// matrix = A - 11'/N = -(1 - exp(-d2 / sigma^2)) / N, from distance(offset) of maps scaled by scale_of_width(sigma).
-// The diagonal of the distances is 0, or NaN where a value is not finite.
-template <int kThreads, class Distance>
-__device__ __forceinline__ void centred_gaussian(float* matrix, int n, float sigma, Distance const& distance,
+// matrix = A - 11'/N = -(1 - exp(-d2 / sigma^2)) / N; distances(offset, d2) reads some of maps scaled by
+// scale_of_width(sigma). The diagonal of the distances is 0, or NaN where a value is not finite.
+template <int kThreads, class Distances>
+__device__ __forceinline__ void centred_gaussian(float* matrix, int n, float sigma, Distances const& distances,
                                                  int thread) {
   float const inverse = 1 / (sigma * scale_of_width(sigma)), scale = -1 / static_cast<float>(n);
-  // As for_each_packed, with several elements of a row under way at a time.
-  constexpr int kAtOnce = 4;
-  for (int row = thread / kWarp; row < n; row += kThreads / kWarp) {
-    for (int first = thread % kWarp; first <= row; first += kAtOnce * kWarp) {
-      float values[kAtOnce];
+  constexpr int kAtOnce = 8;  // elements under way
+  int const elements = static_cast<int>(packed_elements(n));
+#pragma unroll 1
+  for (int first = thread; first < elements; first += kAtOnce * kThreads) {
+    int offset[kAtOnce];
+    float d2[kAtOnce];
 #pragma unroll
-      for (int q = 0; q < kAtOnce; ++q) {
-        int const column = first + q * kWarp;
-        values[q] = column <= row ? distance(packed_offset(row, column)) : 0;
-      }
+    for (int q = 0; q < kAtOnce; ++q) {
+      offset[q] = first + q * kThreads < elements ? first + q * kThreads : first;  // again: the same value
+    }
+    distances(offset, d2);
 #pragma unroll
-      for (int q = 0; q < kAtOnce; ++q) {
-        int const column = first + q * kWarp;
-        // Twice times 1/sigma: its square may not be a normal number.
-        float const value = one_minus_exp(values[q] * inverse * inverse) * scale;
-        if (column <= row) matrix[packed_offset(row, column)] = value;
-      }
+    for (int q = 0; q < kAtOnce; ++q) {
+      // Twice times 1/sigma: its square may not be a normal number.
+      matrix[offset[q]] = one_minus_exp(d2[q] * inverse * inverse) * scale;
     }
   }
 }
@@ -183,11 +181,16 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) entropies_k
           args.maps, args.labels.order, filter, 0, args.maps.num_positions, 1, args.sigma, s.stage, thread,
           [&](int row, int column, float distance) { s.matrix[packed_offset(row, column)] = distance; });
       barrier<kThreads>();  // the distances are written
-      centred_gaussian<kThreads>(s.matrix, n, sigma, [&](int offset) { return s.matrix[offset]; }, thread);
+      auto const own = [&]<int kCount>(int const(&offset)[kCount], float (&d2)[kCount]) {
+#pragma unroll
+        for (int q = 0; q < kCount; ++q) d2[q] = s.matrix[offset[q]];
+      };
+      centred_gaussian<kThreads>(s.matrix, n, sigma, own, thread);
     } else {
-      centred_gaussian<kThreads>(
-          s.matrix, n, sigma, [&](int offset) { return distance_of_slots(args.slots, args.splits, n, which, offset); },
-          thread);
+      auto const of_slots = [&](auto const& offset, auto& d2) {
+        distances_of_slots(args.slots, args.splits, n, which, offset, d2);
+      };
+      centred_gaussian<kThreads>(s.matrix, n, sigma, of_slots, thread);
     }
   }
 
@@ -245,9 +248,11 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
   if (args.gram.data != nullptr) {
     rank_one = load_given_matrix<kThreads>(args.gram, filter, matrix, s.spectra.parts, thread);
   } else {
-    centred_gaussian<kThreads>(
-        matrix, n, args.sigma[filter],
-        [&](int offset) { return distance_of_slots(args.slots, args.splits, n, which, offset); }, thread);
+    auto const of_slots = [&](auto const& offset, auto& d2) {
+      distances_of_slots(args.slots, args.splits, n, which, offset, d2);
+    };
+    centred_gaussian<kThreads>(matrix, n, args.sigma[filter], of_slots, thread);
+    barrier<kThreads>();  // the matrix is written
   }
 
 #pragma unroll 1
@@ -261,7 +266,8 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
       if (size <= ClassShape::kSize) continue;
       rank_one = static_cast<float>(size) / static_cast<float>(n);
     }
-    // The threads that wrote the first rows copy them; before any others, tridiagonalise_packed has put barriers.
+    // load_given_matrix and weigh_by_labels leave each row to the warp that copies it; before a class,
+    // tridiagonalise_packed has put barriers.
     for_each_packed<kThreads>(size, thread, [&](int offset, int row, int column) {
       copy[offset] = matrix[packed_offset(first + row, first + column)];
     });
