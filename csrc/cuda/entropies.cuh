@@ -138,9 +138,8 @@ __device__ __forceinline__ void tridiagonalise_small_classes(LabelView<float> co
 #pragma unroll 1
   for (int c = warp; class_block(labels, c, n, first, size); c += kThreads / kWarp) {
     if (size > ClassShape::kSize) continue;
-    RegisterTridiagonal<ClassShape>::run(
-        [&](int row, int column) { return matrix[packed_offset(first + row, first + column)]; },
-        part_of(joint, first, size, lane == 0), static_cast<float>(size) / static_cast<float>(n), vectors[warp], lane);
+    RegisterTridiagonal<ClassShape>::run(matrix, first, part_of(joint, first, size, lane == 0),
+                                         static_cast<float>(size) / static_cast<float>(n), vectors[warp], lane);
   }
 }
 
@@ -208,9 +207,9 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) entropies_k
       rank_one = static_cast<float>(size) / static_cast<float>(n);
     }
     barrier<kThreads>();  // the matrix is written
-    RegisterTridiagonal<Shape>::run(
-        [&](int row, int column) { return s.matrix[packed_offset(first + row, first + column)]; },
-        part_of(s.spectra.tri(task < 0 ? 0 : 1, n), first, size, thread == 0), rank_one, s.vectors, thread);
+    RegisterTridiagonal<Shape>::run(s.matrix, first,
+                                    part_of(s.spectra.tri(task < 0 ? 0 : 1, n), first, size, thread == 0), rank_one,
+                                    s.vectors, thread);
   }
   if constexpr (Kernel::kSize > ClassShape::kSize) {
     if (has_labels && args.labels.gram == nullptr) {

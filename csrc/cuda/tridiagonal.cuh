@@ -26,6 +26,30 @@ struct RegisterTridiagonal {
   using Tile = float[kRows][kColumns];
   using Vectors = HouseholderVectors<Shape>;
 
+  // Row and column i of the tile are row and column i + shift of a packed matrix, and 0 before `first`. Below the
+  // diagonal only the row's start is computed, above it only that of the column, which takes its place by symmetry.
+  static __device__ __forceinline__ void load(float const* matrix, int shift, int first, Tile& a, int thread) {
+    int const ty = thread / kThreadColumns + shift, tx = thread % kThreadColumns + shift;
+    float const* row_start[kRows];
+    float const* column_start[kColumns];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) row_start[r] = matrix + packed_offset(r * kThreadRows + ty, 0) + tx;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) column_start[c] = matrix + packed_offset(c * kThreadColumns + tx, 0) + ty;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        int const row = r * kThreadRows + ty, column = c * kThreadColumns + tx;
+        bool const always_below = c * kThreadColumns + kThreadColumns - 1 <= r * kThreadRows;
+        bool const always_above = r * kThreadRows + kThreadRows - 1 <= c * kThreadColumns;
+        bool const below = always_below || (!always_above && column <= row);
+        float const* const place = below ? row_start[r] + c * kThreadColumns : column_start[c] + r * kThreadRows;
+        a[r][c] = (below ? column : row) >= first ? *place : 0;
+      }
+    }
+  }
+
   // Sums kCount values over 2 kHalf lanes. Each exchange halves the number of values per lane, so 15 shuffles do for 16
   // values and 16 lanes. On return values[0 ..] belongs to the value numbers that start at `index`.
   template <int kCount, int kHalf>
@@ -196,24 +220,15 @@ struct RegisterTridiagonal {
     if constexpr (kColumn + 1 < kColumns) steps<kColumn + 1>(a, v, tri, rank_one, pad, thread);
   }
 
-  // The tridiagonal form of A, given element(row, column) = A - (rank_one / n) 11' for the rows 0 .. n - 1,
-  // n = tri.size. Logical rows 0 .. pad - 1 of the tile are padding, whose steps are never taken. The rank-one part is
-  // kept out because it may be all there is (a dead filter): its rounding would hide the rest. It returns as `rank_one`
-  // added to the one element of the diagonal to which the first reflector takes the vector of ones.
-  template <class Matrix>
-  static __device__ __forceinline__ void run(Matrix const& element, TridiagonalView<float> const& tri, float rank_one,
-                                             Vectors& v, int thread) {
+  // The tridiagonal form of A, given A - (rank_one / n) 11' as the rows and columns first .. first + n - 1 of a packed
+  // matrix, n = tri.size. Logical rows 0 .. pad - 1 of the tile are padding, whose steps are never taken. The rank-one
+  // part is kept out because it may be all there is (a dead filter): its rounding would hide the rest. It returns as
+  // `rank_one` added to the one element of the diagonal to which the first reflector takes the vector of ones.
+  static __device__ __forceinline__ void run(float const* matrix, int first, TridiagonalView<float> const& tri,
+                                             float rank_one, Vectors& v, int thread) {
     int const pad = kSize - static_cast<int>(tri.size);
-    int const ty = thread / kThreadColumns, tx = thread % kThreadColumns;
     Tile a;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        int const row = r * kThreadRows + ty - pad, column = c * kThreadColumns + tx - pad;
-        a[r][c] = row >= 0 && column >= 0 ? element(row > column ? row : column, row > column ? column : row) : 0;
-      }
-    }
+    load(matrix, first - pad, first, a, thread);
     start(a, v, pad, thread);
     steps<0>(a, v, tri, rank_one, pad, thread);
   }
