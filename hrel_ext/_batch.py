@@ -5,7 +5,9 @@ import math
 from numbers import Real
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -16,13 +18,22 @@ SIGMA_RULE = 'sigma must be a positive number, a tensor of shape (F,), None, "la
 NEGLIGIBLE_LABEL_KERNEL = 1e-20
 
 
+class Classes(NamedTuple):
+    """The labels of a mini-batch in the form of the ops, on one device, whatever is scored with them."""
+
+    labels: Tensor  # (N,) int64
+    order: Tensor  # (N,) int64, the samples sorted by class
+    class_offsets: Tensor  # (N + 1,) int64, unused entries N, so that their number is not read back
+    smallest: Tensor  # (1,) int64, the smallest label
+
+
 class Batch(NamedTuple):
-    """Operands shared by the ops, all on one device; C is not read back from it."""
+    """Operands shared by the ops, all on one device. Nothing of them is read back but by `read`."""
 
     acts: Tensor  # (N, F, D), a view where the strides allow one; on the CPU no half precision
-    order: Tensor  # (N,) int64, the samples sorted by class
-    class_offsets: Tensor  # (N + 1,) int64, unused entries N
+    classes: Classes
     label_gram: Tensor | None  # (N, N) label kernel, or None where it is 1 within a class and 0 across
+    across: float  # the label kernel across classes, 0 for None
 
 
 def result_dtype(acts: Tensor) -> torch.dtype:
@@ -39,17 +50,39 @@ def positive(name: str, value: object) -> float:
     return float(value)
 
 
-def prepare(acts: Tensor, labels: Tensor, label_sigma: float) -> Batch:
-    """Check a mini-batch and sort its labels, once for all filters.
+def sort_by_class(labels: Tensor) -> Classes:
+    """Sort labels (N,), integers, once for all that is scored with them; whether they are >= 0 is left to `read`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, its rule and the value.
+    """
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
+    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+        raise TypeError(f"labels must have an integer dtype, got {labels.dtype}")
+    if labels.dim() != 1:
+        raise ValueError(f"labels must have shape (N,), got {tuple(labels.shape)}")
+    labels = labels.long()
+    num_samples = len(labels)
+    in_order, order = labels.sort(stable=True)  # (N,), (N,)
+    # Only the first sample of a class keeps its position. Every step is a launch on CUDA, so there are few.
+    positions = torch.arange(num_samples + 1, device=labels.device)  # (N + 1,)
+    positions[1:num_samples].masked_fill_(in_order[1:] == in_order[:-1], num_samples)
+    return Classes(labels, order, positions.sort().values, in_order[:1])
+
+
+def prepare(acts: Tensor, labels: Tensor | Classes, label_sigma: float) -> Batch:
+    """Check a mini-batch and bring it into the form of the ops, once for all filters, without a wait for the device.
 
     Args:
         acts: (N, F, *spatial), floating point, any strides; half precision is converted to float32 on the CPU and
             left to the kernels on CUDA.
-        labels: (N,), integers >= 0 on the device of ``acts``.
+        labels: (N,), integers >= 0 on the device of ``acts``, or what `sort_by_class` made of them.
         label_sigma: width of the Gaussian kernel of the one-hot labels, whose classes are sqrt(2) apart.
 
     Raises:
-        TypeError, ValueError: naming the argument, its rule and the value.
+        TypeError, ValueError: naming the argument, its rule and the value. Rules about the values of a tensor are
+        left to `read`, `check_widths` and `check_finite`.
     """
     label_sigma = positive("label_sigma", label_sigma)
     if not isinstance(acts, Tensor):
@@ -62,45 +95,54 @@ def prepare(acts: Tensor, labels: Tensor, label_sigma: float) -> Batch:
         raise ValueError(f"acts must hold at least one sample (N >= 1), got shape {tuple(acts.shape)}")
     if math.prod(acts.shape[2:]) == 0:
         raise ValueError(f"acts must hold at least one value per map, got shape {tuple(acts.shape)}")
-    _check_labels(labels, acts)
+    given = labels.labels if isinstance(labels, Classes) else labels
+    if isinstance(given, Tensor) and given.shape != acts.shape[:1]:
+        raise ValueError(
+            f"labels must have shape (N,) = ({acts.shape[0]},) to match acts of shape {tuple(acts.shape)}, "
+            f"got {tuple(given.shape)}"
+        )
+    if isinstance(given, Tensor) and given.device != acts.device:
+        raise ValueError(f"labels must be on the device of acts, {acts.device}, got {given.device}")
+    classes = labels if isinstance(labels, Classes) else sort_by_class(labels)
 
     acts = acts.detach()
     maps = acts.flatten(2) if acts.dim() > 2 else acts[:, :, None]  # (N, F, D)
     maps = maps if maps.device.type == "cuda" else maps.to(result_dtype(maps))
-    sorted_labels, order = labels.long().sort(stable=True)  # (N,), (N,)
-    starts = torch.ones_like(order, dtype=torch.bool)  # (N,) the first sample of every class
-    starts[1:] = sorted_labels[1:] != sorted_labels[:-1]
-    sizes = torch.zeros_like(order).scatter_add_(0, starts.cumsum(0) - 1, torch.ones_like(order))  # (N,) 0 where unused
-    class_offsets = torch.cat([order.new_zeros(1), sizes.cumsum(0)])  # (N + 1,)
-    across = math.exp(-2 / label_sigma**2) if label_sigma > 0.01 else 0.0  # the kernel between two classes
-    label_gram = None
-    if across > NEGLIGIBLE_LABEL_KERNEL:
-        same = labels[:, None] == labels[None, :]  # (N, N)
-        label_gram = torch.full_like(same, across, dtype=result_dtype(acts)).masked_fill_(same, 1)
-    return Batch(maps, order, class_offsets, label_gram)
+    across = math.exp(-2 / label_sigma**2) if label_sigma > 0.01 else 0.0
+    if across <= NEGLIGIBLE_LABEL_KERNEL:
+        return Batch(maps, classes, None, 0.0)
+    same = classes.labels[:, None] == classes.labels[None, :]  # (N, N)
+    label_gram = torch.full_like(same, across, dtype=result_dtype(acts)).masked_fill_(same, 1)
+    return Batch(maps, classes, label_gram, across)
 
 
-def _check_labels(labels: Tensor, acts: Tensor) -> None:
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
-    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        raise TypeError(f"labels must have an integer dtype, got {labels.dtype}")
-    if labels.shape != acts.shape[:1]:
-        raise ValueError(
-            f"labels must have shape (N,) = ({acts.shape[0]},) to match acts of shape {tuple(acts.shape)}, "
-            f"got {tuple(labels.shape)}"
-        )
-    if labels.device != acts.device:
-        raise ValueError(f"labels must be on the device of acts, {acts.device}, got {labels.device}")
-    if labels.device.type != "meta" and int(labels.min()) < 0:
-        raise ValueError(f"labels must be class ids >= 0, got {int(labels.min())}")
+def read(batch: Batch, *tensors: Tensor) -> list[NDArray]:
+    """Copy contiguous tensors (n,) to the host: all of them at once, so that the host waits for the device once.
+
+    Raises:
+        ValueError: for a label < 0, which comes along for the check.
+    """
+    tensors = (*tensors, batch.classes.smallest)
+    # A single element counts as contiguous with any stride, but as bytes only with 1.
+    parts = [tensor.as_strided(tensor.shape, (1,)).view(torch.uint8) for tensor in tensors]
+    together = torch.cat(parts).cpu().numpy()
+    arrays, start = [], 0
+    for tensor in tensors:
+        end = start + tensor.nbytes
+        arrays.append(together[start:end].view(str(tensor.dtype).removeprefix("torch.")))
+        start = end
+    smallest = arrays.pop().item()
+    if smallest < 0:
+        raise ValueError(f"labels must be class ids >= 0, got {smallest}")
+    return arrays
 
 
 def widths(sigma: float | Tensor, acts: Tensor) -> Tensor:
     """The widths (F,) of a number or of a tensor (F,), as the ops take them, on the device of ``acts`` (N, F, D).
 
     Raises:
-        TypeError, ValueError: unless every width is > 0 and finite.
+        TypeError, ValueError: unless the type, the shape and a number are right; the values of a tensor are left to
+        `check_widths`.
     """
     num_filters = acts.shape[1]
     if not isinstance(sigma, Tensor):
@@ -113,16 +155,19 @@ def widths(sigma: float | Tensor, acts: Tensor) -> Tensor:
         raise ValueError(f"sigma must have shape (F,) = ({num_filters},), got {tuple(sigma.shape)}")
     if sigma.device != acts.device:
         raise ValueError(f"sigma must be on the device of acts, {acts.device}, got {sigma.device}")
-    sigma = sigma.detach().to(result_dtype(acts))
-    wrong = ~((sigma > 0) & sigma.isfinite())
-    if wrong.any():
-        f = int(wrong.int().argmax())
+    return sigma.detach().to(result_dtype(acts)).contiguous()
+
+
+def check_widths(sigma: NDArray) -> None:
+    """Raise ValueError for the lowest filter whose width, of (F,), is not > 0 and finite."""
+    right = (sigma > 0) & np.isfinite(sigma)
+    if not right.all():
+        f = int(right.argmin())
         raise ValueError(f"sigma must be > 0 and finite for every filter, got {sigma[f].item()} for filter {f}")
-    return sigma
 
 
-def check_finite(values: Tensor) -> None:
+def check_finite(values: NDArray) -> None:
     """Raise ValueError for the lowest filter whose result (F,) is NaN, the mark of a value in it that is not finite."""
-    wrong = values.isnan()
+    wrong = np.isnan(values)
     if wrong.any():
-        raise ValueError(f"acts must be finite, filter {int(wrong.int().argmax())} holds NaN or Inf")
+        raise ValueError(f"acts must be finite, filter {int(wrong.argmax())} holds NaN or Inf")

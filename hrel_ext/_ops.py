@@ -13,8 +13,8 @@ why), take plain PyTorch on the device: eigenvalues in float64, a few filters at
 # SPDX-License-Identifier: MIT
 
 import warnings
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -58,7 +58,7 @@ def build_info() -> dict[str, Any]:
         "isa_level": _C.isa_level(),
         "isa_levels_built": _C.isa_levels_built(),
         "cuda": bool(_architectures()),
-        "cuda_architectures": _architectures(),
+        "cuda_architectures": list(_architectures()),
         "cuda_largest_num_samples": (
             _cuda_device(torch.cuda.current_device())[0] if torch.cuda.is_available() else None
         ),
@@ -66,8 +66,9 @@ def build_info() -> dict[str, Any]:
     }
 
 
-def _architectures() -> list[str]:
-    return [a for a in _C.cuda_architectures().split(",") if a]
+@cache
+def _architectures() -> tuple[str, ...]:
+    return tuple(a for a in _C.cuda_architectures().split(",") if a)
 
 
 @cache
@@ -77,7 +78,7 @@ def _cuda_device(index: int) -> tuple[int, tuple[int, int]]:
 
 
 def _route(
-    num_samples: int, largest: int, architectures: list[str], capability: tuple[int, int]
+    num_samples: int, largest: int, architectures: Sequence[str], capability: tuple[int, int]
 ) -> tuple[bool, str | None]:
     """Whether compiled kernels take CUDA tensors of N samples, and, where they take none at all, the reason.
 
@@ -160,6 +161,7 @@ def _operands(acts: Tensor, order: Tensor, class_offsets: Tensor, label_gram: Te
     }
 
 
+@lru_cache(maxsize=256)
 def _spectrum(dtype: torch.dtype, alpha: float, num_samples: int) -> dict[str, Any]:
     """The order of the entropy, with a rational function for it where one is accurate enough."""
     fit = None if dtype == torch.float64 else _rational.fit(alpha, num_samples)
@@ -176,19 +178,20 @@ def _sample_order(order: Tensor, label_gram: Tensor | None) -> Tensor:
 def relevance(
     acts: Tensor, order: Tensor, class_offsets: Tensor, sigma: Tensor, alpha: float, label_gram: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """S(A_f) and S(A_f, B) in bits, (F,) each; NaN for a filter with a value not finite."""
+    """S(A_f) and S(A_f, B) in bits, (F,) each; NaN for one with a value not finite; sigma must be > 0."""
     _check(acts, order, class_offsets, label_gram, sigma=sigma)
+    num_samples, num_filters, _ = acts.shape
     entropy, joint_entropy = torch.empty_like(sigma), torch.empty_like(sigma)  # (F,), (F,)
-    if acts.shape[1] == 0:
+    if num_filters == 0:
         return entropy, joint_entropy
-    if not _is_compiled(acts.device, len(acts)):
+    if not _is_compiled(acts.device, num_samples):
         _relevance_in_torch(acts, order, class_offsets, sigma, alpha, label_gram, entropy, joint_entropy)
         return entropy, joint_entropy
     order, class_offsets, sigma = _sample_order(order, label_gram), class_offsets.contiguous(), sigma.contiguous()
     label_gram = None if label_gram is None else label_gram.contiguous()
     problem = _PROBLEMS[acts.dtype][0](
         **_operands(acts, order, class_offsets, label_gram),
-        **_spectrum(acts.dtype, alpha, len(acts)),
+        **_spectrum(acts.dtype, alpha, num_samples),
         sigma_ptr=sigma.data_ptr(),
         entropy_ptr=entropy.data_ptr(),
         joint_entropy_ptr=joint_entropy.data_ptr(),
@@ -297,11 +300,12 @@ def _relevance_in_torch(acts, order, class_offsets, sigma, alpha, label_gram, en
     labels = _label_kernel(order, class_offsets, label_gram)  # (N, N)
     for some in _chunks(acts.shape[1], len(acts)):
         maps = acts[:, some].double()  # (N, f, D)
-        finite = maps.isfinite().all(-1).all(0)  # (f,)
-        maps = torch.where(finite[:, None], maps, 0)  # eigvalsh raises for NaN
-        own, joint = reference.entropies(maps, labels, sigma[some].double(), alpha)  # (f,), (f,)
-        entropy[some] = torch.where(finite, own, torch.nan)
-        joint_entropy[some] = torch.where(finite, joint, torch.nan)
+        widths = sigma[some].double()  # (f,)
+        proper = maps.isfinite().all(-1).all(0) & (widths > 0)  # (f,)
+        maps, widths = torch.where(proper[:, None], maps, 0), torch.where(proper, widths, 1)  # eigvalsh raises for NaN
+        own, joint = reference.entropies(maps, labels, widths, alpha)  # (f,), (f,)
+        entropy[some] = torch.where(proper, own, torch.nan)
+        joint_entropy[some] = torch.where(proper, joint, torch.nan)
 
 
 def _alignment_in_torch(acts, order, class_offsets, multiples, per_filter, label_gram, mean_distance, alignment):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hrel_ext.relevance import relevance
+from hrel_ext._batch import Classes, prepare, sort_by_class
+from hrel_ext.relevance import terms_of_batch
 
 Batch = tuple[Tensor, Tensor]  # (N, ...) inputs and (N,) integer labels
 
@@ -88,10 +89,10 @@ def collect(
                 leftover = len(labels)
                 continue
             fresh: dict[str, Tensor] = {}
-            labels = labels.to(device)
+            classes = sort_by_class(labels.to(device))  # once for all layers
             with ExitStack() as hooks:
                 for name, module in targets.items():
-                    hook = _scorer(name, fresh, labels, sigma=sigma, alpha=alpha, label_sigma=label_sigma)
+                    hook = _scorer(name, fresh, classes, sigma, alpha, label_sigma)
                     hooks.enter_context(module.register_forward_hook(hook))
                 model(inputs.to(device))
             if silent := [name for name in targets if name not in fresh]:
@@ -133,7 +134,14 @@ def _targets(model: nn.Module, layers: Mapping[str, str | nn.Module] | Iterable[
     return {name: modules[where] if isinstance(where, str) else where for name, where in wanted.items()}
 
 
-def _scorer(name: str, fresh: dict[str, Tensor], labels: Tensor, **options) -> Callable[..., None]:
+def _scorer(
+    name: str,
+    fresh: dict[str, Tensor],
+    classes: Classes,
+    sigma: float | Tensor | str | None,
+    alpha: float,
+    label_sigma: float,
+) -> Callable[..., None]:
     """A forward hook that puts the relevance of the module's output, (F,), into ``fresh``."""
 
     def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -143,8 +151,9 @@ def _scorer(name: str, fresh: dict[str, Tensor], labels: Tensor, **options) -> C
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(f"the output of layer {name!r} must be a tensor of shape (N, F, ...), got {got}")
         try:
-            fresh[name] = relevance(output, labels, **options).float().cpu()  # (F,)
-        except ValueError as error:  # relevance() does not know which layer it is scoring
+            terms = terms_of_batch(prepare(output, classes, label_sigma), sigma, alpha)
+            fresh[name] = terms.relevance.float().cpu()  # (F,)
+        except ValueError as error:  # what scores a batch does not know which layer it is of
             raise ValueError(f"layer {name!r}: {error}") from error
 
     return hook

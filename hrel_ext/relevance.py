@@ -3,10 +3,11 @@
 
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from hrel_ext import _ops
-from hrel_ext._batch import SIGMA_RULE, Batch, check_finite, positive, prepare, widths
+from hrel_ext._batch import SIGMA_RULE, Batch, check_finite, check_widths, positive, prepare, read, widths
 from hrel_ext.entropy import label_entropy
 from hrel_ext.width import aligned_width
 
@@ -82,14 +83,22 @@ def relevance_terms(
 
     Source: as ``relevance``.
     """
+    return terms_of_batch(prepare(acts, labels, label_sigma), sigma, alpha)
+
+
+def terms_of_batch(batch: Batch, sigma: float | Tensor | str | None, alpha: float) -> RelevanceTerms:
+    """``relevance_terms`` of a batch that is prepared already; with a given sigma the host waits once."""
     alpha = positive("alpha", alpha)
-    batch = prepare(acts, labels, label_sigma)
+    classes, widths_used = batch.classes, _filter_widths(sigma, batch)  # (F,)
     entropy, joint_entropy = _ops.relevance(
-        batch.acts, batch.order, batch.class_offsets, _filter_widths(sigma, batch), alpha, batch.label_gram
+        batch.acts, classes.order, classes.class_offsets, widths_used, alpha, batch.label_gram
     )  # (F,), (F,)
-    check_finite(entropy)
-    labels_only = label_entropy(batch.class_offsets, batch.label_gram, alpha).to(entropy.dtype)  # ()
-    return RelevanceTerms(entropy + labels_only - joint_entropy, entropy, joint_entropy, labels_only)
+    difference = entropy - joint_entropy  # (F,), enqueued before the wait
+    own, given, class_offsets = read(batch, entropy, widths_used, classes.class_offsets)
+    check_widths(given)  # before the results, which are NaN for a wrong width too
+    check_finite(own)
+    labels_only = entropy.new_full((), label_entropy(np.diff(class_offsets), batch.across, alpha))
+    return RelevanceTerms(difference + labels_only, entropy, joint_entropy, labels_only)
 
 
 def _filter_widths(sigma: float | Tensor | str | None, batch: Batch) -> Tensor:
@@ -98,5 +107,6 @@ def _filter_widths(sigma: float | Tensor | str | None, batch: Batch) -> Tensor:
         return widths(sigma, batch.acts)
     if sigma not in (None, "layer", "filter"):
         raise ValueError(f"{SIGMA_RULE}, got {sigma!r}")
-    width = aligned_width(batch, per_filter=sigma == "filter")  # () or (F,)
-    return width.expand(batch.acts.shape[1]).contiguous()
+    if sigma == "filter":
+        return aligned_width(batch, per_filter=True)
+    return aligned_width(batch, per_filter=False).repeat(batch.acts.shape[1])

@@ -81,7 +81,8 @@ def relevance_operands(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, float, Tensor | None]:
     """Return the operands of the op ``hrel_ext::relevance``, as ``hrel_ext.relevance`` prepares them."""
     batch = prepare(acts, labels, label_sigma)
-    return batch.acts, batch.order, batch.class_offsets, widths(sigma, batch.acts), alpha, batch.label_gram
+    classes = batch.classes
+    return batch.acts, classes.order, classes.class_offsets, widths(sigma, batch.acts), alpha, batch.label_gram
 
 
 def assert_terms_close(

@@ -4,11 +4,12 @@
 import math
 from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hrel_ext import _ops
-from hrel_ext._batch import Batch, check_finite, positive, prepare, result_dtype
+from hrel_ext._batch import Batch, check_finite, positive, prepare, read, result_dtype
 
 
 def kernel_width(
@@ -71,39 +72,46 @@ def aligned_width(
         return torch.ones(0 if per_filter else (), dtype=dtype, device=device)
     multiples = torch.linspace(low, high, num_widths, dtype=dtype, device=device)  # (M,)
     mean_distance, best = _search(batch, multiples, per_filter)  # (R,), (R,)
-    scale = _underflow_scale(batch.acts, mean_distance, per_filter)  # (R,) or None
-    if scale is not None:
-        rows = scale[None, :, None] if per_filter else scale  # against (N, F, D)
-        mean_distance, best = (
-            x / scale for x in _search(batch._replace(acts=batch.acts * rows), multiples, per_filter)
-        )
+    (means,) = read(batch, mean_distance)  # (R,), on the host
+    # Equal maps of ordinary size have a mean distance of 0 as well: a small one only calls for a look at the values.
+    if (means < _smallest_exact(dtype)).any():
+        scale = _underflow_scale(batch.acts, mean_distance, per_filter)  # (R,) or None
+        if scale is not None:
+            rows = scale[None, :, None] if per_filter else scale  # against (N, F, D)
+            mean_distance, best = (
+                x / scale for x in _search(batch._replace(acts=batch.acts * rows), multiples, per_filter)
+            )
+            (means,) = read(batch, mean_distance)
     if per_filter:
-        check_finite(mean_distance)
-    if not mean_distance.isfinite().all():
-        value = mean_distance[~mean_distance.isfinite()][0].item()
+        check_finite(means)
+    if not np.isfinite(means).all():
+        value = means[~np.isfinite(means)][0].item()
         raise ValueError(f"acts must be finite with finite pairwise distances, got a mean distance of {value}")
-    best = torch.where(mean_distance > 0, best, torch.ones_like(best))
+    if not (means > 0).all():
+        best = torch.where(mean_distance > 0, best, torch.ones_like(best))
     return best if per_filter else best[0]
 
 
 def _search(batch: Batch, multiples: Tensor, per_filter: bool) -> tuple[Tensor, Tensor]:
     """Mean distance (R,) and the best of the widths ``multiples`` (M,) times it (R,); R = F per filter, else 1."""
     mean_distance, alignment = _ops.kernel_alignment(
-        batch.acts, batch.order, batch.class_offsets, multiples, per_filter, batch.label_gram
+        batch.acts, batch.classes.order, batch.classes.class_offsets, multiples, per_filter, batch.label_gram
     )  # (R,), (R, M)
     return mean_distance, multiples[alignment.argmax(-1)] * mean_distance  # argmax takes the first maximum
+
+
+def _smallest_exact(dtype: torch.dtype) -> float:
+    """The smallest distance whose square keeps all of its digits."""
+    limits = torch.finfo(dtype)
+    return (limits.tiny / limits.eps) ** 0.5
 
 
 def _underflow_scale(acts: Tensor, mean_distance: Tensor, per_filter: bool) -> Tensor | None:
     """Powers of two (R,) that bring maps whose squared distances underflow near 1; None where there are none.
 
-    Equal maps of ordinary size have a mean distance of 0 as well: only where the values themselves are tiny can two
-    different ones be closer than ``smallest``.
+    Only where the values themselves are tiny can two different maps be closer than `_smallest_exact`.
     """
-    limits = torch.finfo(mean_distance.dtype)
-    smallest = (limits.tiny / limits.eps) ** 0.5  # the square keeps all of its digits
-    if not (mean_distance < smallest).any():
-        return None
+    limits, smallest = torch.finfo(mean_distance.dtype), _smallest_exact(mean_distance.dtype)
     largest = acts.abs().amax((0, 2) if per_filter else (0, 1, 2)).reshape(-1).to(mean_distance)  # (R,)
     affected = (mean_distance < smallest) & (largest > 0) & (largest < smallest / limits.eps)
     if not affected.any():

@@ -161,13 +161,18 @@ def test_csv_of_the_profiler_becomes_one_row_per_kernel():
         head,
         f'"0",{kernel},"Duration","us","98.5",""',
         f'"0",{kernel},"Registers Per Thread","register/thread","255",""',
+        f'"0",{kernel},"smsp__average_warps_issue_stalled_wait_per_issue_active.ratio","","1.31",""',
         f'"0",{kernel},"","","","SOLBottleneck"',
         f'"1",{kernel},"Duration","us","1,201",""',
         "==PROF== Disconnected from process 7",
     ]
     first, second = protocol.profile_rows(lines)
     assert first["kernel"].startswith("void hrel::cuda::relevance") and first["grid"] == "(512, 1, 1)"
-    assert first["metrics"] == {"Duration": "98.5 us", "Registers Per Thread": "255 register/thread"}
+    assert first["metrics"] == {
+        "Duration": "98.5 us",
+        "Registers Per Thread": "255 register/thread",
+        "smsp__average_warps_issue_stalled_wait_per_issue_active.ratio": "1.31",
+    }
     assert second["metrics"] == {"Duration": "1,201 us"}
     assert protocol.profile_rows(["==ERROR== ERR_NVGPUCTRPERM"]) == []
     page = "\n".join(report.profile_table({"kernels": [first, second]}, "../"))

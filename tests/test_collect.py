@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 import hrel_ext
+from hrel_ext import _batch
+from hrel_ext import collect as collect_module
 from hrel_ext.collect import collect
 
 
@@ -29,6 +31,40 @@ def test_scores_are_those_of_each_layer_by_hand_and_the_smaller_last_batch_is_le
     by_hand = torch.stack([hrel_ext.relevance(model[:4](x), y, alpha=1.0) for x, y in batches[:3]])  # (3, F)
     assert torch.equal(scores["3"].per_batch, by_hand)
     assert torch.equal(scores["3"].mean, by_hand.mean(0)) and torch.equal(scores["3"].std, by_hand.std(0))
+
+
+def test_labels_are_sorted_once_for_all_layers(model, batches, monkeypatch):
+    sort, seen = collect_module.sort_by_class, []
+    monkeypatch.setattr(collect_module, "sort_by_class", lambda labels: seen.append(labels) or sort(labels))
+    monkeypatch.setattr(_batch, "sort_by_class", None)  # so that no layer can sort them again
+    collect(model, batches, sigma=2.0)
+    assert len(seen) == 3  # mini-batches, of two layers each
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    (
+        (torch.arange(20).float(), TypeError, "labels must have an integer dtype, got torch.float32"),
+        (torch.zeros(20, 2, dtype=torch.int64), ValueError, "labels must have shape (N,), got (20, 2)"),
+        (torch.arange(20) - 7, ValueError, "layer '0': labels must be class ids >= 0, got -7"),
+    ),
+)
+def test_wrong_labels_are_named(model, batches, labels, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        collect(model, [(batches[0][0], labels)])
+
+
+def test_outputs_of_another_number_of_samples_are_named(batches):
+    class Halved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(1, 2, 3)
+
+        def forward(self, x):
+            return self.layer(x[::2])
+
+    with pytest.raises(ValueError, match=re.escape("layer 'layer': labels must have shape (N,) = (10,) to match acts")):
+        collect(Halved(), batches[:1])
 
 
 def test_one_batch_has_no_spread_and_any_module_can_be_scored(model, batches):

@@ -161,6 +161,19 @@ def test_a_bad_value_hidden_from_every_pair_of_one_class_is_still_found(bad):
         hrel_ext.relevance(acts, LABELS, sigma=1.0)
 
 
+def test_a_width_that_is_0_in_float32_is_named():
+    acts = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    with raises(ValueError, PER_FILTER + "0.0 for filter 0"):
+        hrel_ext.relevance(acts, LABELS, sigma=1e-60)
+    assert hrel_ext.relevance(acts.double(), LABELS, sigma=1e-60).isfinite().all()
+
+
+@pytest.mark.parametrize("sigma", (1.0, torch.ones(3), "layer", "filter"))
+def test_wrong_labels_are_named_before_wrong_activations(sigma):
+    with raises(ValueError, "labels must be class ids >= 0, got -1"):
+        hrel_ext.relevance(ACTS * math.nan, LABELS - 1, sigma=sigma)
+
+
 def test_errors_leave_the_next_call_alone():
     acts = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
     expected = hrel_ext.relevance(acts, LABELS, sigma=1.0)

@@ -39,7 +39,8 @@ def test_every_step_is_recorded(finished):
     done, folder = finished
     assert done.returncode == 0, done.stdout + done.stderr
     steps = steps_of(folder / "out")
-    assert list(steps) == ["build", "tests", "cases", "memcheck", "bench", *SANITIZERS[1:], "profile"]
+    order = "build tests cases memcheck bench synccheck initcheck profile racecheck"  # by what a stopped run needs most
+    assert list(steps) == order.split()
     assert steps["build"]["status"] == "skipped" and "that is installed" in steps["build"]["reason"]
     for name in ("tests", "cases", "bench"):
         assert steps[name]["status"] == "passed" and steps[name]["exit_code"] == 0, steps[name]

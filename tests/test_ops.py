@@ -16,7 +16,8 @@ DTYPES = (torch.float32, torch.float64)
 def operands(rng, dtype=torch.float32, label_sigma=0.1):
     acts = torch.randn(13, 5, 2, 3, generator=rng, dtype=dtype)
     batch = prepare(acts, torch.arange(13) % 4, label_sigma)
-    return batch.acts, batch.order, batch.class_offsets, torch.full((5,), 2.0, dtype=dtype), batch.label_gram
+    order, class_offsets = batch.classes.order, batch.classes.class_offsets
+    return batch.acts, order, class_offsets, torch.full((5,), 2.0, dtype=dtype), batch.label_gram
 
 
 @pytest.mark.parametrize("label_sigma", (0.1, 1.0))
@@ -131,6 +132,15 @@ def test_plain_pytorch_agrees_with_the_kernels(rng, dtype, label_sigma):
         results = [torch.empty_like(t) for t in expected]
         _ops._alignment_in_torch(acts[:, :3], order, offsets, multiples, per_filter, gram, *results)
         torch.testing.assert_close(results, [*expected], rtol=1e-6 if dtype == torch.float32 else 1e-12, atol=tolerance)
+
+
+@pytest.mark.parametrize("wrong", (0.0, -1.0, float("nan")))
+def test_a_wrong_width_is_nan_in_plain_pytorch_for_the_caller_to_name(rng, wrong):
+    acts, order, offsets, sigma, _ = operands(rng)
+    sigma[2] = wrong
+    results = [torch.empty(5), torch.empty(5)]
+    _ops._relevance_in_torch(acts, order, offsets, sigma, 1.01, None, *results)
+    assert all(result.isnan().tolist() == [False, False, True, False, False] for result in results)
 
 
 @pytest.mark.usefixtures("chunk_bytes")

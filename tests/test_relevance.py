@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hrel_ext
 from hrel_ext import reference, testing
@@ -332,3 +333,44 @@ def test_joint_entropy_is_at_least_each_of_the_two(small):
     assert (terms.joint_entropy >= torch.maximum(terms.entropy, terms.label_entropy) - slack).all()
     shannon = hrel_ext.relevance(acts, labels, sigma=sigma, alpha=1)
     assert (shannon >= -slack).all()  # guaranteed in the Shannon limit only
+
+
+@pytest.mark.parametrize("num_samples", (1, 5))
+def test_labels_and_widths_of_any_stride(rng, num_samples):
+    acts, _ = problem(rng, num_samples, 1)
+    expected = hrel_ext.relevance(acts, torch.full((num_samples,), 3), sigma=torch.full((1,), 2.0))
+    repeated = hrel_ext.relevance(acts, torch.tensor(3).expand(num_samples), sigma=torch.tensor(2.0).expand(1))
+    assert torch.equal(repeated, expected)
+
+
+class Dispatches(TorchDispatchMode):
+    """Counts the torch ops of a call, but for views and for what our own ops do inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view:
+            self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "most"),
+    (
+        ({"sigma": 2.0}, 11),
+        ({"sigma": torch.full((9,), 2.0)}, 10),
+        ({"sigma": 2.0, "label_sigma": 1.0}, 14),
+        ({"sigma": None}, 17),
+        ({"sigma": "filter"}, 16),
+    ),
+    ids=str,
+)
+def test_a_call_dispatches_few_ops(rng, arguments, most):
+    # On CUDA nearly each is a launch: microseconds of the host for what the device does in one.
+    acts, labels = problem(rng)
+    with Dispatches() as dispatches:
+        hrel_ext.relevance(acts, labels, **arguments)
+    assert dispatches.names.count("hrel_ext::relevance") == 1  # the count sees what is called
+    assert len(dispatches.names) <= most, dispatches.names
