@@ -236,6 +236,7 @@ def test_rounds_of_an_estimate_by_hand():
 
 def test_estimates_use_the_splits_of_the_plan():
     assert [issue_cycles.num_splits(p) for p in (1, 1023, 1024, 3136, 12544, 10**6)] == [1, 1, 2, 6, 24, 32]
+    assert [issue_cycles.num_rounds(p) for p in (1, 1023, 32768, 32769, 50176, 10**6)] == [1, 1, 1, 2, 2, 31]
     assert issue_cycles.constant("kMostWorkspaceBytes", "plan.h") == 64 * 2**20
     assert issue_cycles.class_sizes(128) == [13] * 8 + [12] * 2 and issue_cycles.class_sizes(4) == [1] * 4
 

@@ -73,6 +73,7 @@ def constant(name: str, header: str) -> int:
 
 LEAST_POSITIONS = constant("kLeastPositions", "product.cuh")
 DIFFERENCE_STAGE = constant("kStage", "gram.cuh")
+POSITIONS_AT_ONCE = 2  # of differences
 LARGEST_SIZE = 128  # of a matrix in registers
 PRODUCT_STAGE = 16  # kPositions of ProductStage, for all shapes in registers
 
@@ -134,7 +135,7 @@ class Kernel:
     def _distances(self) -> None:
         (product,) = self.find("products", lambda c: c["HMMA"] > 0)
         (position,) = self.find(
-            "positions of differences", lambda c: c["FFMA"] == c["FADD"] >= 16 and not c["HMMA"] and not c["SHFL"]
+            "positions of differences", lambda c: c["FADD"] == 3 * c["FFMA"] >= 48 and not c["HMMA"] and not c["SHFL"]
         )
         self.hmma = product.counts["HMMA"]
         self.product_loop, self.product = product, self.loop(product)
@@ -145,7 +146,8 @@ class Kernel:
         return self.product * math.ceil(positions / PRODUCT_STAGE)
 
     def of_differences(self, positions: int) -> Work:
-        return self.difference * positions + self.difference_stage * math.ceil(positions / DIFFERENCE_STAGE)
+        pairs, stages = math.ceil(positions / POSITIONS_AT_ONCE), math.ceil(positions / DIFFERENCE_STAGE)
+        return self.difference * pairs + self.difference_stage * stages
 
 
 class DistancesKernel(Kernel):
@@ -280,6 +282,10 @@ def num_splits(num_positions: int) -> int:
     return min(max(num_positions // constant("kPositionsPerSplit", "plan.h"), 1), constant("kMostSplits", "plan.h"))
 
 
+def num_rounds(num_positions: int) -> int:
+    return math.ceil(num_positions / (num_splits(num_positions) * constant("kLongestSum", "plan.h")))
+
+
 @dataclass
 class Times:
     """In us: by the throughput of the busiest pipe alone, with perfect overlap of resident warps, with none."""
@@ -323,13 +329,15 @@ def predict(layer: Layer, entropies: EntropiesKernel, distances: DistancesKernel
         slot_bytes = splits * num_samples * (num_samples + 1) // 2 * 4
         most = max(1, constant("kMostWorkspaceBytes", "plan.h") // slot_bytes)
         cuts, slot_us, times = math.ceil(layer.num_filters / most), slot_bytes * us_per_byte, Times()
-        part = distances.of_part(num_positions / splits)
+        turns = num_rounds(num_positions)
+        part = distances.of_part(num_positions / (splits * turns))
         own = matrix + entropies.of_slots(num_samples, splits) + entropies.of_gaussian(num_samples) * -1
         for cut in range(cuts):
             filters = len(range(cut, layer.num_filters, cuts))
-            times += rounds(filters * splits, part, distances.shape).at_least(filters * (map_us + slot_us))
+            for _ in range(turns):
+                times += rounds(filters * splits, part, distances.shape).at_least(filters * (map_us / turns + slot_us))
             times += rounds(filters, own, entropies.shape).at_least(filters * slot_us)
-        launches = 2 * cuts
+        launches = (1 + turns) * cuts
     launches += 1  # the float64 route always follows
     launch_us = launches * H100["launch_us"]
     shape = (num_samples, layer.num_filters, *layer.map_shape)
@@ -394,7 +402,7 @@ def describe(kernel: EntropiesKernel) -> dict[str, Any]:
         "product_per_position": per_position(kernel.product, PRODUCT_STAGE),
         "product_hmma_per_position": kernel.hmma / PRODUCT_STAGE,
         "difference_per_position": per_position(
-            kernel.difference + kernel.difference_stage * (1 / DIFFERENCE_STAGE), 1
+            kernel.difference * (1 / POSITIONS_AT_ONCE) + kernel.difference_stage * (1 / DIFFERENCE_STAGE), 1
         ),
         "before_products": kernel.before_products,
         "after_products": kernel.after_products,

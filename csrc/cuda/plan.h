@@ -52,6 +52,15 @@ constexpr Index num_splits(Index num_positions) {
   return std::clamp<Index>(num_positions / kPositionsPerSplit, 1, kMostSplits);
 }
 
+// Positions of one float32 sum: where all its terms are equal, the rounding of more would show in an entropy. Longer
+// parts are summed in rounds, a launch each.
+inline constexpr Index kLongestSum = 1024;
+
+constexpr Index num_rounds(Index num_positions) {
+  Index const of_round = num_splits(num_positions) * kLongestSum;
+  return (num_positions + of_round - 1) / of_round;
+}
+
 inline constexpr Index kMostWorkspaceBytes = Index{64} << 20;
 
 // Distances in the workspace, [rows, splits, packed_elements(N)] float32: rows at a time, in as few launches as the

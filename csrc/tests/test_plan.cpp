@@ -46,6 +46,16 @@ void positions_are_split_by_their_number_alone() {
   CHECK(needs_slots(129, 1));
 }
 
+void no_sum_grows_with_the_map() {
+  CHECK(num_rounds(1) == 1);
+  CHECK(num_rounds(kMostSplits * kLongestSum) == 1);
+  CHECK(num_rounds(kMostSplits * kLongestSum + 1) == 2);
+  for (Index positions : {1023, 1024, 1535, 50176, 802816, 100000007}) {
+    Index const parts = num_splits(positions) * num_rounds(positions);
+    CHECK((positions + parts - 1) / parts <= kLongestSum);
+  }
+}
+
 void launches_cover_all_rows_within_the_workspace() {
   for (Index n : {1, 31, 128, 200, 256}) {
     for (Index rows : {1, 2, 63, 64, 513, 100000}) {
@@ -86,6 +96,7 @@ int main() {
   the_smallest_kernel_that_holds_the_samples_is_taken();
   the_largest_size_fits_into_shared_memory();
   positions_are_split_by_their_number_alone();
+  no_sum_grows_with_the_map();
   launches_cover_all_rows_within_the_workspace();
   the_workspace_does_not_grow_with_the_number_of_filters();
   widths_are_shared_out_until_the_chip_is_full();
