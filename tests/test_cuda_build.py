@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 
 import itertools
+import os
 import re
 import subprocess
 
@@ -99,6 +100,31 @@ int main() {
     assert [size for size, _, _ in sizes] == [32, 64, 128, 256]
     for size, blocks, shared_bytes in sizes:
         assert blocks * (shared_bytes + RESERVED_BYTES) <= min(SHARED_BYTES.values()), size
+
+
+def test_without_a_device_or_its_driver_there_are_no_kernels(nvcc, tmp_path):
+    source, program = tmp_path / "status.cu", tmp_path / "status"
+    source.write_text("""
+#include <cstdio>
+#include "cuda/device.h"
+using namespace hrel::cuda;
+
+__global__ void kernel() {}
+
+void print(cudaError_t status) { std::printf("%d %d\\n", means_no_kernels(status), means_old_driver(status)); }
+
+int main() {
+  cudaError_t const here = status_of(kernel, 0);
+  std::printf("%d\\n", means_no_kernels(here) && means_old_driver(here) == (here != cudaErrorNoDevice));
+  print(cudaErrorInsufficientDriver), print(cudaErrorNoDevice), print(cudaErrorNoKernelImageForDevice);
+  print(cudaErrorIllegalAddress), print(cudaSuccess);
+}
+""")
+    command = [nvcc, *cubins.build_flags(), f"-I{ROOT / 'csrc'}", "-arch=sm_80", str(source), "-o", str(program)]
+    subprocess.run(command, check=True, capture_output=True)
+    no_device = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    lines = subprocess.run([program], check=True, capture_output=True, text=True, env=no_device).stdout.splitlines()
+    assert lines == ["1", "1 1", "1 0", "1 0", "0 0", "0 0"]
 
 
 def test_shapes_are_those_of_the_header():
