@@ -55,6 +55,23 @@ void classes_of_every_size_agree_with_float64() {
   }
 }
 
+// Only the raw op can be given one.
+template <class Scalar>
+void check_empty_classes(Index n, EntropyOrder const& order) {
+  Layer<Scalar> layer(n, 1, 3, 3, Data::kGauss, 4), plain = layer;
+  layer.offsets.insert(layer.offsets.begin() + 1, {0, layer.offsets[1]});  // the first of all, and one in the middle
+  layer.offsets.resize(n + 1);
+  CHECK(run(layer.problem(order), {2}) == 0);
+  CHECK(run(plain.problem(order), {2}) == 0);
+  CHECK(layer.entropy == plain.entropy);
+  CHECK(layer.joint == plain.joint);
+}
+
+void empty_classes_change_nothing() {
+  for (Index n : {20, 50, 100, 140}) check_empty_classes<float>(n, kOrder101);
+  check_empty_classes<double>(40, kShannon);
+}
+
 void other_orders_agree_with_float64() {
   for (Index n : {1, 13, 40, 70}) {
     for (EntropyOrder const& order : {kSquare, kCube, kShannon, kLarge}) {
@@ -350,6 +367,7 @@ int main() {
   HREL_TIMED(every_size_agrees_with_float64);
   HREL_TIMED(every_kind_of_data_agrees_with_float64);
   HREL_TIMED(classes_of_every_size_agree_with_float64);
+  HREL_TIMED(empty_classes_change_nothing);
   HREL_TIMED(other_orders_agree_with_float64);
   HREL_TIMED(float64_agrees_to_its_own_precision);
   HREL_TIMED(a_label_kernel_takes_the_place_of_the_classes);
