@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: prune test bench bench-gpu gpu-estimates format clean
+.PHONY: prune test bench bench-gpu format clean
 
 # A real CNN pruned on real images, from nothing: about a minute once PyTorch is there.
 prune: $(VENV)/installed
@@ -26,11 +26,6 @@ bench: $(VENV)/installed-test
 bench-gpu:
 	PYTHON=$(PYTHON) benchmarks/gpu/run.sh
 	$(PYTHON) benchmarks/report.py
-
-# What can be said of the CUDA kernels without a GPU, from their machine code; needs nvcc and cuobjdump.
-gpu-estimates: $(VENV)/installed-test
-	$(BIN)/python benchmarks/gpu/issue_cycles.py
-	$(BIN)/python benchmarks/report.py
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

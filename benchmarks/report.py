@@ -14,7 +14,6 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- /results -->"
 PRUNING, CPU_LAYERS = "results/lenet5-mnist.json", "results/bench_relevance.json"
-GPU_ESTIMATES = "results/gpu-estimates.json"
 GPU_LAYERS, GPU_STEPS, GPU_PROFILE = "results/gpu/layers.json", "results/gpu/protocol.json", "results/gpu/profile.json"
 PROFILED = (  # of the many metrics of Nsight Compute
     *("Duration", "Compute (SM) Throughput", "Memory Throughput", "L2 Hit Rate", "Achieved Occupancy"),
@@ -246,74 +245,6 @@ def gpu_section(root: Path, up: str) -> list[str]:
     return lines
 
 
-def estimates_section(root: Path, up: str) -> list[str]:
-    record = read(root, GPU_ESTIMATES)
-    if record is None:
-        return ["`make gpu-estimates` has not been run."]
-    environment, gpu, kernels = record["environment"], record["assumed"]["gpu"], record["kernels"]
-    lines = [
-        "**Nothing in this section was measured.** `make gpu-estimates` counts the instructions of the float32 path in "
-        f"the machine code that nvcc {environment['nvcc']} makes of the kernels of commit `{environment['commit']}` "
-        f"({link(GPU_ESTIMATES, up)}), loop by loop, times the trips of each loop.",
-        "",
-        "- *k cycles*: thousands of issue cycles of a multiprocessor for one matrix, four instructions a cycle, "
-        f"{record['assumed']['classes']} classes, behind its distances; the columns before it are its parts;",
-        "- *pipe*: the same, by the busiest of the issue, float, integer, special and shared-memory pipes;",
-        "- *alone*: thousands of cycles until a matrix is done with nothing beside it, by the stalls and barriers in "
-        "the code and assumed latencies;",
-        "- *products*, *differences*: cycles of a multiprocessor for a position of the maps of a filter, issue / pipe.",
-        "",
-    ]
-    stages = list(kernels[0]["matrices"][0]["stages"])
-    head = ["target", "N", "products", "differences", *stages, "k cycles", "pipe", "alone"]
-    lines += table(head, [matrix_row(kernel, m, stages) for kernel in kernels for m in kernel["matrices"]])
-    rates = f"{gpu['bandwidth_bytes_per_s'] / 1e12} TB/s, {gpu['fma_flops_per_s'] / 1e12:.0f} TFLOP/s"
-    lines += [
-        "",
-        f"What this implies for the op on an H100 (by its data sheet {gpu['multiprocessors']} multiprocessors, "
-        f"{gpu['clock_hz'] / 1e9:.3f} GHz, {rates}), N = 128: rounds of as many filters as the multiprocessors hold at "
-        "once, two each, or the bytes over the bandwidth where that is longer, and an assumed "
-        f"{gpu['launch_us']:.0f} us a launch. *Throughput*: by the busiest pipe; *overlap*: not less than a matrix "
-        "takes alone; *no overlap*: the matrices of a multiprocessor after one another. The truth should lie between "
-        "the last two. Floors as above, at the rates of the data sheet.",
-        "",
-    ]
-    names = ("throughput", "overlap", "no_overlap", "floor")
-    head = ["network", "layers", "throughput, ms", "overlap, ms", "no overlap, ms", "floor, ms", "overlap, floors"]
-    rows = []
-    for network in record["networks"]:
-        ms = [three_digits(network[f"{name}_us"] / 1e3) for name in names]
-        ratio = f"{network['overlap_us'] / network['floor_us']:.1f}"
-        rows.append([network["network"], str(network["layers"]), *ms, ratio])
-    lines += [*table(head, rows), ""]
-    head = ["layer", "N x F x map", "layers", "splits", "throughput, us", "overlap, us", "no overlap, us", "floor, us"]
-    rows = [
-        [
-            row["layer"],
-            shape_of(row),
-            str(row["layers_of_this_shape"]),
-            str(row["splits"]),
-            *(three_digits(row[f"{name}_us"]) for name in names),
-        ]
-        for network in record["networks"]
-        for row in network["rows"]
-    ]
-    return [*lines, *table(head, rows)]
-
-
-def matrix_row(kernel: Json, matrix: Json, stages: list[str]) -> list[str]:
-    share = kernel["warps"] / 4  # of the four schedulers, that a matrix keeps busy
-    cycles = [f"{share * matrix['stages'][stage]['issue'] / 1e3:.1f}" for stage in stages]
-    position = [
-        " / ".join(f"{share * kernel[f'{name}_per_position'][key]:.0f}" for key in ("issue", "pipe"))
-        for name in ("product", "difference")
-    ]
-    whole = matrix["whole"]
-    sums = [f"{share * whole[key] / 1e3:.1f}" for key in ("issue", "pipe")]
-    target = f"sm_{kernel['architecture']}"
-    return [target, str(matrix["num_samples"]), *position, *cycles, *sums, f"{whole['alone'] / 1e3:.0f}"]
-
-
 def read(root: Path, path: str) -> Json | None:
     return json.loads((root / path).read_text()) if (root / path).exists() else None
 
@@ -342,9 +273,6 @@ def render(root: Path) -> dict[Path, str]:
         "",
         "## Scoring a layer on a GPU",
         *gpu_section(root, up),
-        "",
-        "## Estimates, no GPU run",
-        *estimates_section(root, up),
     ]
     return {readme: "\n".join(tables) + rest.split(END)[1], root / "docs/results.md": "\n".join(page) + "\n"}
 

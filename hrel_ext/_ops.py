@@ -6,8 +6,8 @@ unused entries N; label_gram (N, N) or None, a label kernel with unit diagonal i
 the place of the classes. All but acts, and the results, are float64 for float64 acts, else float32.
 
 CUDA tensors go to the compiled kernels up to the N these take: work is enqueued on the current stream, nothing waits
-for the device and nothing is read back. Larger N, and devices that the build holds no kernels for (one warning says
-why), take plain PyTorch on the device: eigenvalues in float64, a few filters at a time. There
+for the device and nothing is read back. Larger N, and devices whose architecture or driver the build does not fit (one
+warning says why), take plain PyTorch on the device: eigenvalues in float64, a few filters at a time. There
 ``torch.linalg.eigvalsh`` waits for the device, so that route cannot be captured in a CUDA graph.
 """
 # SPDX-License-Identifier: MIT
@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def build_info() -> dict[str, Any]:
         "cuda": bool(_architectures()),
         "cuda_architectures": list(_architectures()),
         "cuda_largest_num_samples": (
-            _cuda_device(torch.cuda.current_device())[0] if torch.cuda.is_available() else None
+            _cuda_device(torch.cuda.current_device()).largest_num_samples if torch.cuda.is_available() else None
         ),
         "compiler": _C.compiler,
     }
@@ -71,28 +71,39 @@ def _architectures() -> tuple[str, ...]:
     return tuple(a for a in _C.cuda_architectures().split(",") if a)
 
 
+class _CudaDevice(NamedTuple):
+    largest_num_samples: int  # N up to which the kernels run on it, 0 where they do not
+    capability: tuple[int, int]
+    runtime_beyond_driver: str  # the version of this build's CUDA runtime where the driver is too old for it, else ""
+
+
 @cache
-def _cuda_device(index: int) -> tuple[int, tuple[int, int]]:
-    """The N up to which the kernels run on the device, and its capability."""
-    return _C.cuda_largest_num_samples(index), torch.cuda.get_device_capability(index)
+def _cuda_device(index: int) -> _CudaDevice:
+    return _CudaDevice(
+        _C.cuda_largest_num_samples(index),
+        torch.cuda.get_device_capability(index),
+        _C.cuda_runtime_beyond_driver(index),
+    )
 
 
-def _route(
-    num_samples: int, largest: int, architectures: Sequence[str], capability: tuple[int, int]
-) -> tuple[bool, str | None]:
+def _route(num_samples: int, device: _CudaDevice, architectures: Sequence[str]) -> tuple[bool, str | None]:
     """Whether compiled kernels take CUDA tensors of N samples, and, where they take none at all, the reason.
 
     Args:
         num_samples: N.
-        largest: the N up to which the kernels run on the device, 0 where they do not.
+        device: that of the tensors.
         architectures: those built, such as "90".
-        capability: of the device.
     """
-    if largest > 0:
-        return num_samples <= largest, None
+    if device.largest_num_samples > 0:
+        return num_samples <= device.largest_num_samples, None
     if not architectures:
         return False, "this build of hrel_ext holds no CUDA kernels; build them with `HREL_CUDA=ON pip install .`"
-    built, here = ", ".join(f"sm_{a}" for a in architectures), "{}{}".format(*capability)
+    if device.runtime_beyond_driver:
+        return False, (
+            f"the driver is too old for the CUDA runtime of this build, {device.runtime_beyond_driver}; update the "
+            "driver, or build with an older toolkit: `HREL_CUDA=ON CUDACXX=<its nvcc> pip install .`"
+        )
+    built, here = ", ".join(f"sm_{a}" for a in architectures), "{}{}".format(*device.capability)
     return False, (
         f"the CUDA kernels of this build are for {built} and do not run on this device, sm_{here}; "
         f"build them with `HREL_CUDA=ON CMAKE_CUDA_ARCHITECTURES={here} pip install .`"
@@ -103,8 +114,7 @@ def _is_compiled(device: torch.device, num_samples: int) -> bool:
     """Whether the native module takes tensors of the device; warns, once for each reason, where it never does."""
     if device.type == "cpu":
         return True
-    largest, capability = _cuda_device(device.index)
-    compiled, reason = _route(num_samples, largest, _architectures(), capability)
+    compiled, reason = _route(num_samples, _cuda_device(device.index), _architectures())
     if reason is not None and reason not in _warned:
         _warned.add(reason)
         message = f"{reason}; until then plain PyTorch computes on the device, by eigenvalues"

@@ -8,11 +8,9 @@ from collections import Counter
 
 import baselines
 import bench_layers
-import issue_cycles
 import protocol
 import pytest
 import report
-import sass
 import torch
 import torchvision
 from torch import nn
@@ -179,85 +177,6 @@ def test_csv_of_the_profiler_becomes_one_row_per_kernel():
     assert "`void hrel::cuda::relevance<float, 128>`" in page and "98.5 us" in page
 
 
-# Estimates from machine code
-
-
-def instruction(address: int, text: str, stall: int = 1, wait: int = 0, result: int = 7) -> sass.Instruction:
-    return sass.parse_instruction(address, text, stall << 41 | result << 46 | 7 << 49 | wait << 52)
-
-
-LISTING = (  # two loops, one in the other; a branch around a load of half precision; code for warps that have diverged
-    instruction(0x00, "MOV R0, RZ"),
-    instruction(0x10, "ISETP.NE.AND P1, PT, R5, RZ, PT"),
-    instruction(0x20, "@P1 BRA 0x50"),
-    instruction(0x30, "LDG.E R3, desc[UR4][R2.64]", result=0),
-    instruction(0x40, "BRA 0x60"),
-    instruction(0x50, "LDG.E.U16 R3, desc[UR4][R2.64]", result=0),
-    instruction(0x60, "FADD R4, R3, R4", stall=4, wait=1),
-    instruction(0x70, "BRA.DIV UR4, 0xd0"),
-    instruction(0x80, "FADD R4, R4, R4", stall=4),
-    instruction(0x90, "@P0 BRA 0x60"),
-    instruction(0xA0, "STS [R1], R4"),
-    instruction(0xB0, "@!P0 BRA P2, 0x10"),
-    instruction(0xC0, "EXIT"),
-    instruction(0xD0, "WARPSYNC.COLLECTIVE R6, 0xe0"),
-    instruction(0xE0, "BRA 0x80"),
-)
-
-
-def test_loops_are_found_and_counted_on_their_float32_path():
-    graph = sass.Graph(LISTING)
-    outer, inner = graph.loops
-    assert [loop.counts.total() for loop in graph.loops] == [11, 4] and outer.inner == [inner] and inner.outer is outer
-    assert [x.address for x in inner.once()] == [0x60, 0x70, 0x80, 0x90]
-    # Not by the load of half precision at 50, which is as long.
-    assert [x.address for x in outer.once()] == [0x10, 0x20, 0x30, 0x40, 0x60, 0x70, 0x80, 0x90, 0xA0, 0xB0]
-    assert [x.address for x in outer.once([inner])] == [0x10, 0x20, 0x30, 0x40, 0xA0, 0xB0]
-    assert [x.address for x in graph.path(0, graph.blocks_with(sass.EXIT))][-2:] == [0xB0, 0xC0]
-    with pytest.raises(LookupError, match="no way from 0 to where it should lead"):
-        graph.path(0, graph.blocks_with(sass.EXIT), inner.body)
-
-
-def test_cycles_of_a_warp_wait_for_its_loads():
-    loop = sass.Graph(LISTING).loops[0].once()
-    latency = sass.LATENCY["LDG"]
-    # Two instructions before the load; its result is waited for; then 4 + 1 + 4 + 1 and the last two.
-    assert sass.cycles_alone(loop) == 2 + latency + 4 + 1 + 4 + 1 + 2
-    assert sass.cycles_alone(loop, 2) == sass.cycles_alone(loop)  # nothing is under way at the end of a pass
-    assert sass.work(loop, "90").issue == len(loop) == 10
-    assert sass.busiest_pipe([x for x in loop if x.opcode == "FADD"] * 8, "80") == 2 * 16  # half the rate of sm_90
-    assert sass.busiest_pipe([x for x in loop if x.opcode == "FADD"] * 8, "90") == 16
-
-
-def test_rounds_of_an_estimate_by_hand():
-    shape, one = issue_cycles.Shape(16, 8, 8, 16, 1, 2), sass.Work(1000, 1000, 1500)
-    gpu = issue_cycles.H100
-    us = 1e6 / gpu["clock_hz"]
-    few = issue_cycles.rounds(gpu["multiprocessors"], one, shape)
-    assert (few.throughput, few.overlap, few.no_overlap) == pytest.approx((1000 * us, 1500 * us, 1500 * us))
-    many = issue_cycles.rounds(2 * gpu["multiprocessors"] + 1, one, shape)  # a full round, then a single block
-    assert (many.throughput, many.overlap, many.no_overlap) == pytest.approx((3000 * us, 3500 * us, 4500 * us))
-
-
-def test_estimates_use_the_splits_of_the_plan():
-    assert [issue_cycles.num_splits(p) for p in (1, 1023, 1024, 3136, 12544, 10**6)] == [1, 1, 2, 6, 24, 32]
-    assert issue_cycles.constant("kMostWorkspaceBytes", "plan.h") == 64 * 2**20
-    assert issue_cycles.class_sizes(128) == [13] * 8 + [12] * 2 and issue_cycles.class_sizes(4) == [1] * 4
-
-
-def test_page_says_that_nothing_of_an_estimate_was_measured(tmp_path):
-    page = copy_of_results(tmp_path) / "docs/results.md"
-    assert "`make gpu-estimates` has not been run" in report.render(tmp_path)[page]
-    shutil.copy(report.ROOT / report.GPU_ESTIMATES, tmp_path / report.GPU_ESTIMATES)
-    section = report.render(tmp_path)[page].partition("## Estimates, no GPU run")[2]
-    assert "**Nothing in this section was measured.**" in section
-    record = json.loads((tmp_path / report.GPU_ESTIMATES).read_text())
-    assert record["measured"] is False and len(record["environment"]["commit"]) == 40  # of a clean tree
-    assert [network["layers"] for network in record["networks"]] == [13, 55, 53]
-    for network in record["networks"]:
-        assert network["floor_us"] < network["throughput_us"] <= network["overlap_us"] <= network["no_overlap_us"]
-
-
 # Pages
 
 
@@ -266,16 +185,18 @@ def test_pages_are_what_the_json_renders_to(capsys, monkeypatch):
     report.main()
 
 
-def copy_of_results(folder, *, estimates=False):
-    names = ("README.md", "docs/results.md", report.PRUNING, report.CPU_LAYERS)
-    for name in (*names, *((report.GPU_ESTIMATES,) if estimates else ())):
+def copy_of_results(folder, *, gpu=False):
+    names = ["README.md", "docs/results.md", report.PRUNING, report.CPU_LAYERS]
+    if gpu:
+        names += [n for n in (report.GPU_LAYERS, report.GPU_STEPS, report.GPU_PROFILE) if (report.ROOT / n).exists()]
+    for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(report.ROOT / name, folder / name)
     return folder
 
 
 def test_check_finds_a_number_that_was_typed_by_hand(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "ROOT", copy_of_results(tmp_path, estimates=True))
+    monkeypatch.setattr(report, "ROOT", copy_of_results(tmp_path, gpu=True))
     monkeypatch.setattr("sys.argv", ["report.py", "--check"])
     report.main()
     page = tmp_path / "docs/results.md"

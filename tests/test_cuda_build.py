@@ -1,14 +1,12 @@
 """The CUDA kernels as nvcc compiles them, without a GPU: every instance is there, nothing spills, the blocks fit."""
 # SPDX-License-Identifier: MIT
 
-import itertools
+import os
 import re
 import subprocess
 
 import cubins
-import issue_cycles
 import pytest
-import sass
 from cubins import ARCHITECTURES, ROOT, Instance, Usage
 
 SHAPES = ((8, 4, 4, 8, 4, 4), (8, 4, 8, 16, 2, 4), (16, 8, 8, 16, 1, 2), (16, 16, 16, 16, 1, 1))  # kernel_shape.cuh
@@ -101,6 +99,31 @@ int main() {
         assert blocks * (shared_bytes + RESERVED_BYTES) <= min(SHARED_BYTES.values()), size
 
 
+def test_without_a_device_or_its_driver_there_are_no_kernels(nvcc, tmp_path):
+    source, program = tmp_path / "status.cu", tmp_path / "status"
+    source.write_text("""
+#include <cstdio>
+#include "cuda/device.h"
+using namespace hrel::cuda;
+
+__global__ void kernel() {}
+
+void print(cudaError_t status) { std::printf("%d %d\\n", means_no_kernels(status), means_old_driver(status)); }
+
+int main() {
+  cudaError_t const here = status_of(kernel, 0);
+  std::printf("%d\\n", means_no_kernels(here) && means_old_driver(here) == (here != cudaErrorNoDevice));
+  print(cudaErrorInsufficientDriver), print(cudaErrorNoDevice), print(cudaErrorNoKernelImageForDevice);
+  print(cudaErrorIllegalAddress), print(cudaSuccess);
+}
+""")
+    command = [nvcc, *cubins.build_flags(), f"-I{ROOT / 'csrc'}", "-arch=sm_80", str(source), "-o", str(program)]
+    subprocess.run(command, check=True, capture_output=True)
+    no_device = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    lines = subprocess.run([program], check=True, capture_output=True, text=True, env=no_device).stdout.splitlines()
+    assert lines == ["1", "1 1", "1 0", "1 0", "0 0", "0 0"]
+
+
 def test_shapes_are_those_of_the_header():
     header = (ROOT / "csrc/cuda/kernel_shape.cuh").read_text()
     found = re.findall(r"KernelShape<BlockShape<(\d+), (\d+), (\d+), (\d+)>, (\d+), (\d+)>;", header)
@@ -127,17 +150,3 @@ ptxas info    : Function properties for __internal_accurate_pow
     assert functions == {"__internal_accurate_pow": Usage(0, 0, 4, 0, 0)}
     assert registers_of_block(Instance("alignment_kernel", (256,)), Usage(255, 0, 0, 0, 0)) == 65536
     assert registers_of_block(Instance("alignment_kernel", (256,)), Usage(129, 0, 0, 0, 0)) == 256 * 136
-
-
-def test_estimates_find_every_loop_and_no_local_memory(built):
-    try:
-        sass.find_cuobjdump()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    kernels = issue_cycles.read_kernels(built)
-    assert len(kernels) == len(ARCHITECTURES) * 6
-    for kernel in kernels:
-        assert kernel.local_memory == 0, kernel.instance
-        steps = [] if isinstance(kernel, issue_cycles.DistancesKernel) else kernel.steps
-        for earlier, later in itertools.pairwise(steps):
-            assert earlier.issue > later.issue, kernel.instance  # the active part of the matrix shrinks

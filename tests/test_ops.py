@@ -73,31 +73,42 @@ def test_fake_results_of_half_precision_are_float32(rng, dtype):
 
 
 @pytest.mark.parametrize(
-    ("num_samples", "largest", "architectures", "compiled", "reason"),
+    ("num_samples", "largest", "architectures", "too_new", "compiled", "reason"),
     (
-        (128, 256, ["90"], True, None),
-        (256, 256, ["90"], True, None),
-        (257, 256, ["90"], False, None),
-        (1, 0, [], False, "holds no CUDA kernels; build them with `HREL_CUDA=ON pip install .`"),
+        (128, 256, ["90"], "", True, None),
+        (256, 256, ["90"], "", True, None),
+        (257, 256, ["90"], "", False, None),
+        (1, 0, [], "", False, "holds no CUDA kernels; build them with `HREL_CUDA=ON pip install .`"),
         (
             1,
             0,
             ["80", "90"],
+            "",
             False,
             "for sm_80, sm_90 and do not run on this device, sm_75; build them with `HREL_CUDA",
         ),
-        (1, 0, ["80"], False, "`HREL_CUDA=ON CMAKE_CUDA_ARCHITECTURES=75 pip install .`"),
+        (1, 0, ["80"], "", False, "`HREL_CUDA=ON CMAKE_CUDA_ARCHITECTURES=75 pip install .`"),
+        (
+            1,
+            0,
+            ["75"],
+            "13.0",
+            False,
+            "the driver is too old for the CUDA runtime of this build, 13.0; update the driver, or build with an older "
+            "toolkit: `HREL_CUDA=ON CUDACXX=<its nvcc> pip install .`",
+        ),
     ),
 )
-def test_route_of_cuda_tensors(num_samples, largest, architectures, compiled, reason):
-    got = _ops._route(num_samples, largest, architectures, (7, 5))
+def test_route_of_cuda_tensors(num_samples, largest, architectures, too_new, compiled, reason):
+    got = _ops._route(num_samples, _ops._CudaDevice(largest, (7, 5), too_new), architectures)
     assert got[0] is compiled
     assert got[1] is None if reason is None else reason in got[1]
 
 
 def test_each_reason_for_plain_pytorch_is_given_once(monkeypatch):
     monkeypatch.setattr(_ops, "_warned", set())
-    monkeypatch.setattr(_ops, "_cuda_device", lambda index: ((0, (7, 5)), (256, (9, 0)))[index])
+    devices = _ops._CudaDevice(0, (7, 5), ""), _ops._CudaDevice(256, (9, 0), "")
+    monkeypatch.setattr(_ops, "_cuda_device", devices.__getitem__)
     with pytest.warns(RuntimeWarning, match=r"HREL_CUDA=ON.*; until then plain PyTorch computes on the device"):
         assert not _ops._is_compiled(torch.device("cuda:0"), 13)
     with warnings.catch_warnings():

@@ -93,5 +93,6 @@ PYBIND11_MODULE(_C, module) {
   module.def("isa_levels_built", [] { return cpu::built_levels(); });
   module.def("cuda_architectures", [] { return cuda::built_architectures(); });
   module.def("cuda_largest_num_samples", &cuda::largest_num_samples, py::arg("device"));
+  module.def("cuda_runtime_beyond_driver", &cuda::runtime_beyond_driver, py::arg("device"));
   module.attr("compiler") = HREL_COMPILER;
 }

@@ -17,6 +17,8 @@ char const* built_architectures() { return ""; }
 
 Index largest_num_samples(int) { return 0; }
 
+std::string runtime_beyond_driver(int) { return ""; }
+
 template <class Scalar, class Stored>
 Index workspace_bytes(RelevanceProblem<Scalar, Stored> const&, int) {
   absent();

@@ -15,6 +15,7 @@ struct DistancesArguments {
   float* slots;
   Index splits;
   Index first_filter, num_filters;  // of this launch
+  Index rounds = 1, round = 0;      // launches that take the positions of a split in turn, and which of them this is
 };
 
 // The power of two that brings sigma into [1, 2), so that no square leaves the range of numbers that matter.
@@ -34,18 +35,19 @@ union DistanceStage {
   ProductStage<Shape> products;
 };
 
-// Squared distances between the maps of a filter times `scale`, over positions begin .. end - 1, one of `splits` parts
-// of them: by products where they pay and are accurate for this width (null: by differences), else by differences.
+// Squared distances between the maps of a filter times `scale`, over positions begin .. end - 1, one of `parts` equal
+// parts of them: by products where they pay and are accurate for this width (null: by differences), else by
+// differences.
 template <class Shape, class Store>
 __device__ __forceinline__ void squared_distances_of_filter(Maps const& maps, Index const* order, Index filter,
-                                                            Index begin, Index end, Index splits, float const* sigma,
+                                                            Index begin, Index end, Index parts, float const* sigma,
                                                             DistanceStage<Shape>& stage, int thread,
                                                             Store const& store) {
   float const scale = sigma == nullptr ? 1.0f : scale_of_width(sigma[filter]);
   if constexpr (Shape::kSize <= kLargestProductSize) {
     if (sigma != nullptr && end - begin >= kLeastPositions) {
       float const width = sigma[filter] * scale;
-      float const largest_square = kLargestSquare * width * width / static_cast<float>(splits);
+      float const largest_square = kLargestSquare * width * width / static_cast<float>(parts);
       if (squared_distances_by_products<Shape>(maps, order, filter, begin, end, scale, largest_square, stage.products,
                                                thread, store)) {
         return;
@@ -64,12 +66,15 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) distances_k
   Index const unit = static_cast<Index>(blockIdx.x) * Kernel::kTeams + team;
   if (unit >= args.num_filters * args.splits) return;
   Index const row = unit / args.splits, split = unit % args.splits, filter = args.first_filter + row;
-  Index const positions = args.maps.num_positions;
+  Index const positions = args.maps.num_positions, parts = args.splits * args.rounds;
+  Index const part = split * args.rounds + args.round;
   float* const slot = args.slots + unit * packed_elements(args.maps.num_samples);
-  squared_distances_of_filter<Shape>(args.maps, args.order, filter, split_begin(split, args.splits, positions),
-                                     split_begin(split + 1, args.splits, positions), args.splits, args.sigma,
-                                     shared_storage<DistanceStage<Shape>>()[team], thread,
-                                     [&](int i, int j, float distance) { slot[packed_offset(i, j)] = distance; });
+  squared_distances_of_filter<Shape>(
+      args.maps, args.order, filter, part_begin(part, parts, positions), part_begin(part + 1, parts, positions), parts,
+      args.sigma, shared_storage<DistanceStage<Shape>>()[team], thread, [&](int i, int j, float distance) {
+        float& sum = slot[packed_offset(i, j)];
+        sum = args.round == 0 ? distance : sum + distance;
+      });
 }
 
 // Elements `offset` of row `row` of the workspace: the sums over the splits, in their order.

@@ -112,8 +112,10 @@ __device__ __forceinline__ float weigh_by_labels(float const* label_gram, float*
   return mean;
 }
 
-// One class of the label kernel: rows first .. first + size - 1 of the sorted samples. False past the last class.
-__device__ __forceinline__ bool class_block(LabelView<float> const& labels, int c, int n, int& first, int& size) {
+// One class of the label kernel: rows first .. first + size - 1 of the sorted samples, none of an empty class. False
+// past the last class.
+template <class Scalar>
+__device__ __forceinline__ bool class_block(LabelView<Scalar> const& labels, int c, int n, int& first, int& size) {
   first = c < n ? static_cast<int>(labels.class_offsets[c]) : n;
   if (first >= n) return false;
   size = static_cast<int>(labels.class_offsets[c + 1]) - first;
@@ -137,7 +139,7 @@ __device__ __forceinline__ void tridiagonalise_small_classes(LabelView<float> co
   int first, size;
 #pragma unroll 1
   for (int c = warp; class_block(labels, c, n, first, size); c += kThreads / kWarp) {
-    if (size > ClassShape::kSize) continue;
+    if (size == 0 || size > ClassShape::kSize) continue;
     RegisterTridiagonal<ClassShape>::run(matrix, first, part_of(joint, first, size, lane == 0),
                                          static_cast<float>(size) / static_cast<float>(n), vectors[warp], lane);
   }
@@ -203,7 +205,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) entropies_k
       rank_one = weigh_by_labels<kThreads>(args.labels.gram, s.matrix, n, s.spectra.parts, thread);
     } else if (task >= 0) {
       if (args.labels.gram != nullptr || !class_block(args.labels, task, n, first, size)) break;
-      if (Kernel::kSize > ClassShape::kSize && size <= ClassShape::kSize) continue;
+      if (size == 0 || (Kernel::kSize > ClassShape::kSize && size <= ClassShape::kSize)) continue;
       rank_one = static_cast<float>(size) / static_cast<float>(n);
     }
     barrier<kThreads>();  // the matrix is written

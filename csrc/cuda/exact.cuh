@@ -135,8 +135,8 @@ __global__ void __launch_bounds__(kPackedThreads, 1) exact_entropies_kernel(Exac
     if (has_labels && args.labels.gram == nullptr) {
       int first, size;
 #pragma unroll 1
-      for (int c = 0; c < n && (first = static_cast<int>(args.labels.class_offsets[c])) < n; ++c) {
-        size = static_cast<int>(args.labels.class_offsets[c + 1]) - first;
+      for (int c = 0; class_block(args.labels, c, n, first, size); ++c) {
+        if (size == 0) continue;
         // The threads that wrote the first rows copy them; before any others, tridiagonalise_packed has put barriers.
         for_each_packed<kPackedThreads>(size, thread, [&](int offset, int row, int column) {
           copy[offset] = matrix[packed_offset(first + row, first + column)];

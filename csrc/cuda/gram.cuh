@@ -71,18 +71,22 @@ __device__ __forceinline__ void squared_distances(Maps const& maps, Index const*
     barrier<Shape::kThreads>();  // the stage is filled
     fetch(first + kStage);
     int const positions = static_cast<int>(end - first < kStage ? end - first : kStage);
+    // Two positions an addition, which halves the rounding of a long sum; those past `end` are staged as 0.
 #pragma unroll 1
-    for (int p = 0; p < positions; ++p) {
-      float row[Shape::kRows], column[Shape::kColumns];
-      load_rows<Shape>(row, stage.rows[p], ty);
-      load_columns<Shape>(column, stage.columns[p], tx);
+    for (int p = 0; p < positions; p += 2) {
+      float row[2][Shape::kRows], column[2][Shape::kColumns];
+#pragma unroll
+      for (int q = 0; q < 2; ++q) {
+        load_rows<Shape>(row[q], stage.rows[p + q], ty);
+        load_columns<Shape>(column[q], stage.columns[p + q], tx);
+      }
 #pragma unroll
       for (int r = 0; r < Shape::kRows; ++r) {
 #pragma unroll
         for (int c = 0; c < Shape::kColumns; ++c) {
           if (c * Shape::kThreadColumns > r * Shape::kThreadRows + Shape::kThreadRows - 1) continue;  // upper triangle
-          float const difference = row[r] - column[c];
-          sums[r][c] += difference * difference;
+          float const first_difference = row[0][r] - column[0][c], second_difference = row[1][r] - column[1][c];
+          sums[r][c] += first_difference * first_difference + second_difference * second_difference;
         }
       }
     }

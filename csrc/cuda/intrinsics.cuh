@@ -119,8 +119,8 @@ inline void multiply_tf32(float (&c)[4], std::uint32_t const (&a)[4], std::uint3
 }
 
 template <int kThreads>
-bool any_of_team(bool condition) {
-  return kThreads > kWarp ? __syncthreads_or(condition) != 0 : __any_sync(kAllLanes, condition) != 0;
+bool any_of_team(bool condition, std::source_location where = std::source_location::current()) {
+  return kThreads > kWarp ? __syncthreads_or(condition, where) != 0 : __any_sync(kAllLanes, condition, where) != 0;
 }
 
 #endif

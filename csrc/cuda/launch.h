@@ -4,6 +4,7 @@
 // CUDA. SPDX-License-Identifier: MIT
 #pragma once
 #include <cstddef>
+#include <string>
 
 #include "numerics/problem.h"
 
@@ -25,6 +26,9 @@ struct Workspace {
 
 // The largest N that the kernels of this build take on this device; 0 where they do not run on it.
 Index largest_num_samples(int device);
+
+// The version of the CUDA runtime of this build, "13.0", where the driver is too old for it; else empty.
+std::string runtime_beyond_driver(int device);
 
 // Bytes of workspace that a call needs. They grow with F up to a fixed size only.
 template <class Scalar, class Stored>

@@ -25,12 +25,16 @@ void with_kernel_shape(Index num_samples, Visit const& visit) {
 }
 
 template <class Launch>
-void launch_distances(DistancesArguments const& args, Launch const& launch) {
-  with_kernel_shape(args.maps.num_samples, [&]<class Kernel>(Kernel) {
-    Index const teams = args.num_filters * args.splits;
-    launch(distances_kernel<Kernel>, (teams + Kernel::kTeams - 1) / Kernel::kTeams, 1, Kernel::kThreads,
-           Kernel::kTeams * sizeof(DistanceStage<typename Kernel::Shape>), args);
-  });
+void launch_distances(DistancesArguments args, Launch const& launch) {
+  Index const teams = args.num_filters * args.splits;
+  args.rounds = num_rounds(args.maps.num_positions);
+  for (Index round = 0; round < args.rounds; ++round) {
+    args.round = round;
+    with_kernel_shape(args.maps.num_samples, [&]<class Kernel>(Kernel) {
+      launch(distances_kernel<Kernel>, (teams + Kernel::kTeams - 1) / Kernel::kTeams, 1, Kernel::kThreads,
+             Kernel::kTeams * sizeof(DistanceStage<typename Kernel::Shape>), args);
+    });
+  }
 }
 
 template <class Launch>

@@ -44,17 +44,27 @@ inline void check_size(Index num_samples, DeviceLimits const& limits) {
                               " on this device, got " + std::to_string(num_samples));
 }
 
-// Positions of a map shared out among several teams, whose partial distances are then added in order. 512 positions
-// cost a team as much as the rest of its work; 32 teams a filter fill any chip.
-inline constexpr Index kPositionsPerSplit = 512, kMostSplits = 32;
+// Positions of a map shared out among several teams, whose partial distances are then added in order. On an H100 700
+// positions cost a team as much as the rest of its work, and reading a part as much as 100; 32 teams a filter fill any
+// chip.
+inline constexpr Index kPositionsPerSplit = 1024, kMostSplits = 32;
 
 constexpr Index num_splits(Index num_positions) {
-  return std::clamp<Index>(num_positions / kPositionsPerSplit, 1, kMostSplits);
+  return std::min<Index>(num_positions / kPositionsPerSplit + 1, kMostSplits);
 }
 
-// Where split number `split` of a map begins, and the one before it ends: at a multiple of four, for reads of four.
-HREL_HD constexpr Index split_begin(Index split, Index splits, Index num_positions) {
-  return split == splits ? num_positions : split * num_positions / splits / 4 * 4;
+// Positions of one float32 sum: where all its terms are equal, the rounding of more would show in an entropy. Longer
+// parts are summed in rounds, a launch each.
+inline constexpr Index kLongestSum = 1024;
+
+constexpr Index num_rounds(Index num_positions) {
+  Index const of_round = num_splits(num_positions) * kLongestSum;
+  return (num_positions + of_round - 1) / of_round;
+}
+
+// Where part number `part` of a map begins, and the one before it ends: at a multiple of four, for reads of four.
+HREL_HD constexpr Index part_begin(Index part, Index parts, Index num_positions) {
+  return part == parts ? num_positions : part * num_positions / parts / 4 * 4;
 }
 
 inline constexpr Index kMostWorkspaceBytes = Index{64} << 20;

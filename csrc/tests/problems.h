@@ -22,9 +22,10 @@ inline constexpr Rational kRational101{
      -0.002618008024554605, -0.009508572882072805, -0.03179206868028965, -0.10345136194191341, -0.3653523150279282,
      -1.9303858530088769}};
 
-enum class Data { kGauss, kRectified, kDead, kConstant, kNearDuplicates, kOutlier, kLine, kTwoGroups };
-inline constexpr Data kAllData[] = {Data::kGauss,          Data::kRectified, Data::kDead, Data::kConstant,
-                                    Data::kNearDuplicates, Data::kOutlier,   Data::kLine, Data::kTwoGroups};
+enum class Data { kGauss, kRectified, kDead, kConstant, kNearDuplicates, kOutlier, kLine, kTwoGroups, kFlat };
+inline constexpr Data kAllData[] = {Data::kGauss,    Data::kRectified,      Data::kDead,
+                                    Data::kConstant, Data::kNearDuplicates, Data::kOutlier,
+                                    Data::kLine,     Data::kTwoGroups,      Data::kFlat};
 
 template <class Scalar>
 struct Layer {
@@ -59,7 +60,10 @@ struct Layer {
         if (data == Data::kOutlier && i == n / 2) value += 1e4;
         if (data == Data::kLine) value = static_cast<double>(i) / static_cast<double>(n);
         if (data == Data::kTwoGroups) value = static_cast<double>(i % 2);
-        acts[i * filters * features + k] = static_cast<Scalar>(value);
+        Index const place = i * filters * features + k;
+        // One value a map: all terms of a distance are equal, and so are the errors of adding them.
+        if (data == Data::kFlat && k % features > 0) value = static_cast<double>(acts[place - 1]);
+        acts[place] = static_cast<Scalar>(value);
       }
     }
     for (Index f = 0; f < filters; ++f) {

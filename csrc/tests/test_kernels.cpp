@@ -55,6 +55,23 @@ void classes_of_every_size_agree_with_float64() {
   }
 }
 
+// Only the raw op can be given one.
+template <class Scalar>
+void check_empty_classes(Index n, EntropyOrder const& order) {
+  Layer<Scalar> layer(n, 1, 3, 3, Data::kGauss, 4), plain = layer;
+  layer.offsets.insert(layer.offsets.begin() + 1, {0, layer.offsets[1]});  // the first of all, and one in the middle
+  layer.offsets.resize(n + 1);
+  CHECK(run(layer.problem(order), {2}) == 0);
+  CHECK(run(plain.problem(order), {2}) == 0);
+  CHECK(layer.entropy == plain.entropy);
+  CHECK(layer.joint == plain.joint);
+}
+
+void empty_classes_change_nothing() {
+  for (Index n : {20, 50, 100, 140}) check_empty_classes<float>(n, kOrder101);
+  check_empty_classes<double>(40, kShannon);
+}
+
 void other_orders_agree_with_float64() {
   for (Index n : {1, 13, 40, 70}) {
     for (EntropyOrder const& order : {kSquare, kCube, kShannon, kLarge}) {
@@ -156,6 +173,29 @@ void split_positions_agree_with_float64() {
     CHECK(cuda::num_splits(1100) == 2);
     CHECK(run(layer.problem(kOrder101), {7}) == 0);
     check_entropies(layer, 1.01, tolerance(n));
+  }
+}
+
+// Rounding adds up where all terms are equal: on the way without slots, and in one part of a large map.
+void sums_of_equal_terms_agree_with_float64() {
+  for (Data data : {Data::kFlat, Data::kLine}) {
+    for (Index n : {40, 128}) {
+      for (float narrower : {1, 5}) {
+        Layer<float> layer(n, 1, 1023, 4, data, 2);
+        layer.sigma[0] *= 1.5F / narrower;
+        emulator::clear_sites();
+        CHECK(run(layer.problem(kOrder101), {7}) == 0);
+        CHECK(!products_were_taken());
+        check_entropies(layer, 1.01, tolerance(n));
+      }
+    }
+  }
+  for (Data data : {Data::kFlat, Data::kLine, Data::kRectified}) {
+    Layer<float> layer(12, 1, cuda::kMostSplits * 3000, 4, data, 2);
+    emulator::clear_sites();
+    CHECK(run(layer.problem(kOrder101), {7}) == 0);
+    CHECK(products_were_taken() == (data == Data::kRectified));
+    check_entropies(layer, 1.01, tolerance(12));
   }
 }
 
@@ -299,6 +339,19 @@ void alignments_are_their_definition() {
   }
 }
 
+// The layer as one map: 10 000 positions for each of its parts, with equal terms.
+void alignments_of_long_maps_are_their_definition() {
+  Layer<float> layer(12, 2, cuda::kMostSplits * 5000, 4, Data::kLine, 2);
+  std::vector<float> const multiples{0.3F, 0.7F, 1, 2, 5};
+  std::vector<float> mean(1), alignment(5);
+  run(AlignmentProblem<float>{layer.view(), layer.label_view(), multiples.data(), 5, false, mean.data(),
+                              alignment.data()},
+      {14});
+  Alignments const expected = expected_alignments(layer, multiples, false, 0);
+  CHECK_NEAR(mean[0], expected.mean_distance, 2e-6 * expected.mean_distance);
+  for (Index m = 0; m < 5; ++m) CHECK_NEAR(alignment[m], expected.alignment[m], 1e-5);
+}
+
 void timed(char const* name, void (*test)()) {
   auto const start = std::chrono::steady_clock::now();
   test();
@@ -314,6 +367,7 @@ int main() {
   HREL_TIMED(every_size_agrees_with_float64);
   HREL_TIMED(every_kind_of_data_agrees_with_float64);
   HREL_TIMED(classes_of_every_size_agree_with_float64);
+  HREL_TIMED(empty_classes_change_nothing);
   HREL_TIMED(other_orders_agree_with_float64);
   HREL_TIMED(float64_agrees_to_its_own_precision);
   HREL_TIMED(a_label_kernel_takes_the_place_of_the_classes);
@@ -321,10 +375,12 @@ int main() {
   HREL_TIMED(products_agree_with_float64);
   HREL_TIMED(clusters_far_from_the_first_sample_agree_with_float64);
   HREL_TIMED(split_positions_agree_with_float64);
+  HREL_TIMED(sums_of_equal_terms_agree_with_float64);
   HREL_TIMED(one_filter_and_many_give_the_same_bits);
   HREL_TIMED(a_value_that_is_not_finite_spoils_its_own_filter_alone);
   HREL_TIMED(half_precision_and_any_strides_are_read_in_place);
   HREL_TIMED(given_matrices_agree_with_float64);
   HREL_TIMED(alignments_are_their_definition);
+  HREL_TIMED(alignments_of_long_maps_are_their_definition);
   return hrel::test::result();
 }

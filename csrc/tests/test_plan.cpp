@@ -38,12 +38,22 @@ void positions_are_split_by_their_number_alone() {
   CHECK(num_splits(1) == 1);
   CHECK(num_splits(1023) == 1);
   CHECK(num_splits(1024) == 2);
-  CHECK(num_splits(12544) == 24);
+  CHECK(num_splits(12544) == 13);
   CHECK(num_splits(50176) == 32);
-  for (Index filters : {1, 7, 64, 5000}) CHECK(plan_slots(128, filters, 12544).splits == 24);
+  for (Index filters : {1, 7, 64, 5000}) CHECK(plan_slots(128, filters, 12544).splits == 13);
   CHECK(!needs_slots(128, 1023));
   CHECK(needs_slots(128, 1024));
   CHECK(needs_slots(129, 1));
+}
+
+void no_sum_grows_with_the_map() {
+  CHECK(num_rounds(1) == 1);
+  CHECK(num_rounds(kMostSplits * kLongestSum) == 1);
+  CHECK(num_rounds(kMostSplits * kLongestSum + 1) == 2);
+  for (Index positions : {1023, 1024, 1535, 50176, 802816, 100000007}) {
+    Index const parts = num_splits(positions) * num_rounds(positions);
+    CHECK((positions + parts - 1) / parts <= kLongestSum);
+  }
 }
 
 void launches_cover_all_rows_within_the_workspace() {
@@ -86,6 +96,7 @@ int main() {
   the_smallest_kernel_that_holds_the_samples_is_taken();
   the_largest_size_fits_into_shared_memory();
   positions_are_split_by_their_number_alone();
+  no_sum_grows_with_the_map();
   launches_cover_all_rows_within_the_workspace();
   the_workspace_does_not_grow_with_the_number_of_filters();
   widths_are_shared_out_until_the_chip_is_full();
