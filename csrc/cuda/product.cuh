@@ -10,7 +10,7 @@
 namespace hrel::cuda {
 
 inline constexpr Index kLeastPositions = 32;     // of a map, from which products pay
-inline constexpr float kLargestSquare = 16;      // |x_i|^2 / sigma^2 past which no pair is worth a closer look
+inline constexpr float kLargestSquare = 16;      // |x_i|^2 / sigma^2: no distance errs by more than 1.6e-5 sigma^2
 inline constexpr int kTileSize = 16, kStep = 8;  // rows of a tile; positions of one instruction
 
 template <class Shape>
@@ -24,8 +24,10 @@ struct ProductStage {
   Index sample_offset[Shape::kSize];
 };
 
-// As squared_distances of cuda/gram.cuh, for positions begin .. end - 1. Returns whether all |x_i|^2 <= largest_square,
-// the same for all threads of the team, and calls store only then.
+// As squared_distances of cuda/gram.cuh, for positions begin .. end - 1. Returns whether the products are accurate
+// enough, the same for all threads of the team, and calls store only then. They are refused where some |x_i|^2 exceeds
+// largest_square or is not finite, and where some pair is so near, and so far from the first sample, that the error
+// 2^-21 (|x_i|^2 + |x_j|^2) of its distance could change exp(-d2_ij / sigma^2) by more than 2^-20.
 template <class Shape, class Store>
 __device__ __forceinline__ bool squared_distances_by_products(Maps const& maps, Index const* order, Index filter,
                                                               Index begin, Index end, float scale, float largest_square,
