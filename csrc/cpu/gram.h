@@ -139,8 +139,8 @@ HREL_HD void squared_distances_in_turn(FilterSource<Scalar, Pack> const& source,
       }
     }
   }
-  for (Index q = 0; q < triangle_elements(source.acts.num_samples);
-       ++q) {  // lanes past the last filter repeat the first
+  // Lanes past the last filter repeat the first.
+  for (Index q = 0; q < triangle_elements(source.acts.num_samples); ++q) {
     for (int lane = source.num_filters; lane < kLanes; ++lane) triangle[q][lane] = triangle[q][0];
   }
 }

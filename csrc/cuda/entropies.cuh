@@ -35,8 +35,8 @@ __device__ __forceinline__ void for_each_packed(int n, int thread, Visit const& 
 }
 
 // The sum over the team, in a fixed order; `part` [kThreads / kWarp] is free again after the next barrier.
-template <int kThreads>
-__device__ __forceinline__ float team_sum(float value, float* part, int thread) {
+template <int kThreads, class Real>
+__device__ __forceinline__ Real team_sum(Real value, Real* part, int thread) {
   value = warp_sum(value);
   if constexpr (kThreads > kWarp) {
     if (thread % kWarp == 0) part[thread / kWarp] = value;
@@ -48,26 +48,26 @@ __device__ __forceinline__ float team_sum(float value, float* part, int thread) 
 }
 
 // matrix = G / tr G - m 11', m the mean of its elements; returns the rank-one part m n that is taken out.
-template <int kThreads>
-__device__ __forceinline__ float load_given_matrix(GramView<float> const& gram, Index which, float* matrix,
-                                                   float* parts, int thread) {
+// parts [2 kThreads / kWarp].
+template <int kThreads, class Scalar, class Real>
+__device__ __forceinline__ Real load_given_matrix(GramView<Scalar> const& gram, Index which, Real* matrix, Real* parts,
+                                                  int thread) {
   int const n = static_cast<int>(gram.size);
-  float trace = 0, sum = 0;
+  Real trace = 0, sum = 0;
   for_each_packed<kThreads>(n, thread, [&](int offset, int row, int column) {
-    float const element = gram.at(which, row, column);
+    Real const element = gram.at(which, row, column);
     matrix[offset] = element;
     trace += row == column ? element : 0;
     sum += row == column ? element : 2 * element;
   });
   trace = team_sum<kThreads>(trace, parts, thread);
   sum = team_sum<kThreads>(sum, parts + kThreads / kWarp, thread);
-  float const inverse_trace = trace > 0 ? 1 / trace : bits_to_float(kNaN);
-  float const mean = sum / (static_cast<float>(n) * static_cast<float>(n));
-  for_each_packed<kThreads>(n, thread, [&](int offset, int, int) {
-    matrix[offset] =
-        (matrix[offset] - mean) * inverse_trace;  // the difference first: near-equal elements leave it exact
-  });
-  return mean * static_cast<float>(n) * inverse_trace;
+  Real const inverse_trace = trace > 0 ? 1 / trace : static_cast<Real>(bits_to_float(kNaN));
+  Real const mean = sum / (static_cast<Real>(n) * static_cast<Real>(n));
+  // The difference first: near-equal elements leave it exact.
+  for_each_packed<kThreads>(n, thread,
+                            [&](int offset, int, int) { matrix[offset] = (matrix[offset] - mean) * inverse_trace; });
+  return mean * static_cast<Real>(n) * inverse_trace;
 }
 
 // matrix = A - 11'/N = -(1 - exp(-d2 / sigma^2)) / N; distances(offset, d2) reads some of maps scaled by
@@ -95,19 +95,20 @@ __device__ __forceinline__ void centred_gaussian(float* matrix, int n, float sig
   }
 }
 
-// The label kernel L takes the place of the classes: matrix = A o L - (mean of L) 11'/N. Returns the mean.
-template <int kThreads>
-__device__ __forceinline__ float weigh_by_labels(float const* label_gram, float* matrix, int n, float* parts,
-                                                 int thread) {
-  float sum = 0;
+// The label kernel L takes the place of the classes, from the centred A, which may lie in the same place:
+// weighed = A o L - (mean of L) 11'/N. Returns the mean. parts [kThreads / kWarp].
+template <int kThreads, class Scalar, class Real>
+__device__ __forceinline__ Real weigh_by_labels(Scalar const* label_gram, Real const* centred, Real* weighed, int n,
+                                                Real* parts, int thread) {
+  Real sum = 0;
   for_each_packed<kThreads>(n, thread, [&](int, int row, int column) {
-    float const weight = label_gram[static_cast<Index>(row) * n + column];
+    Real const weight = label_gram[static_cast<Index>(row) * n + column];
     sum += row == column ? weight : 2 * weight;
   });
-  float const inverse = 1 / static_cast<float>(n), mean = team_sum<kThreads>(sum, parts, thread) * inverse * inverse;
+  Real const inverse = 1 / static_cast<Real>(n), mean = team_sum<kThreads>(sum, parts, thread) * inverse * inverse;
   for_each_packed<kThreads>(n, thread, [&](int offset, int row, int column) {
-    float const weight = label_gram[static_cast<Index>(row) * n + column];
-    matrix[offset] = matrix[offset] * weight + (weight - mean) * inverse;
+    Real const weight = label_gram[static_cast<Index>(row) * n + column];
+    weighed[offset] = centred[offset] * weight + (weight - mean) * inverse;
   });
   return mean;
 }
@@ -202,7 +203,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) entropies_k
     int first = 0, size = n;
     if (task == 0 && (!has_labels || args.labels.gram != nullptr)) {
       if (!has_labels) break;
-      rank_one = weigh_by_labels<kThreads>(args.labels.gram, s.matrix, n, s.spectra.parts, thread);
+      rank_one = weigh_by_labels<kThreads>(args.labels.gram, s.matrix, s.matrix, n, s.spectra.parts, thread);
     } else if (task >= 0) {
       if (args.labels.gram != nullptr || !class_block(args.labels, task, n, first, size)) break;
       if (size == 0 || (Kernel::kSize > ClassShape::kSize && size <= ClassShape::kSize)) continue;
@@ -261,7 +262,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
     int first = 0, size = n;
     if (task == 0 && (!has_labels || args.labels.gram != nullptr)) {
       if (!has_labels) break;
-      rank_one = weigh_by_labels<kThreads>(args.labels.gram, matrix, n, s.spectra.parts, thread);
+      rank_one = weigh_by_labels<kThreads>(args.labels.gram, matrix, matrix, n, s.spectra.parts, thread);
     } else if (task >= 0) {
       if (args.labels.gram != nullptr || !class_block(args.labels, task, n, first, size)) break;
       if (size <= ClassShape::kSize) continue;

@@ -30,17 +30,8 @@ struct ExactBlock {
     PackedVectors<double> vectors;
   };
   double diagonal[kPackedSize], off_diagonal[kPackedSize], eigenvalues[kPackedSize];
-  double parts[kPackedWarps];
+  double parts[2 * kPackedWarps];  // of sums over the block
 };
-
-__device__ __forceinline__ double block_sum(double value, double (&parts)[kPackedWarps], int thread) {
-  value = warp_sum(value);
-  if (thread % kWarp == 0) parts[thread / kWarp] = value;
-  barrier<kPackedThreads>();  // the parts are written
-  value = sum_of_parts(parts);
-  barrier<kPackedThreads>();  // the parts are free again
-  return value;
-}
 
 __device__ __forceinline__ double load_value(Maps const& maps, Index offset) {
   if (maps.element == Element::kFloat64) return static_cast<double const*>(maps.data)[offset];
@@ -83,27 +74,6 @@ __device__ __forceinline__ void centred_gaussian_of_maps(ExactArguments<Scalar> 
   });
 }
 
-// matrix = G / tr G - m 11', m the mean of its elements; returns the rank-one part m n.
-template <class Scalar>
-__device__ __forceinline__ double load_given_matrix(GramView<Scalar> const& gram, Index which, double* matrix,
-                                                    ExactBlock& s, int thread) {
-  int const n = static_cast<int>(gram.size);
-  double trace = 0, sum = 0;
-  for_each_packed<kPackedThreads>(n, thread, [&](int offset, int row, int column) {
-    double const element = gram.at(which, row, column);
-    matrix[offset] = element;
-    trace += row == column ? element : 0;
-    sum += row == column ? element : 2 * element;
-  });
-  trace = block_sum(trace, s.parts, thread);
-  sum = block_sum(sum, s.parts, thread);
-  double const inverse_trace = trace > 0 ? 1 / trace : static_cast<double>(bits_to_float(kNaN));
-  double const mean = sum / (static_cast<double>(n) * n);
-  for_each_packed<kPackedThreads>(
-      n, thread, [&](int offset, int, int) { matrix[offset] = (matrix[offset] - mean) * inverse_trace; });
-  return mean * n * inverse_trace;
-}
-
 // The entropy of the tridiagonal form in `s`, known to the first thread; the form is free after the barrier in it.
 __device__ __forceinline__ double entropy_bits_of_tridiagonal(ExactBlock& s, int n, double alpha, int thread) {
   if (thread < n) s.eigenvalues[thread] = eigenvalue_by_bisection({s.diagonal, s.off_diagonal, n}, thread);
@@ -121,13 +91,13 @@ __global__ void __launch_bounds__(kPackedThreads, 1) exact_entropies_kernel(Exac
 #pragma unroll 1
   for (Index which = blockIdx.x; which < args.num_matrices; which += gridDim.x) {
     if (args.only_not_finite) {
+      // The same for all threads, which read before the barriers on the way to a write.
       double const known = args.entropy[which] + (has_labels ? args.joint_entropy[which] : Scalar(0));
-      if (known - known == 0)
-        continue;  // the same for all threads, which read before the barriers on the way to a write
+      if (known - known == 0) continue;
     }
     double rank_one = 1;
     if (args.gram.data != nullptr) {
-      rank_one = load_given_matrix(args.gram, which, matrix, s, thread);
+      rank_one = load_given_matrix<kPackedThreads>(args.gram, which, matrix, s.parts, thread);
     } else {
       centred_gaussian_of_maps(args, which, matrix, s, thread);
     }
@@ -146,16 +116,7 @@ __global__ void __launch_bounds__(kPackedThreads, 1) exact_entropies_kernel(Exac
                               s.vectors, thread);
       }
     } else if (has_labels) {
-      double sum = 0;
-      for_each_packed<kPackedThreads>(n, thread, [&](int, int row, int column) {
-        double const weight = args.labels.gram[static_cast<Index>(row) * n + column];
-        sum += row == column ? weight : 2 * weight;
-      });
-      double const mean = block_sum(sum, s.parts, thread) / n / n;
-      for_each_packed<kPackedThreads>(n, thread, [&](int offset, int row, int column) {
-        double const weight = args.labels.gram[static_cast<Index>(row) * n + column];
-        copy[offset] = matrix[offset] * weight + (weight - mean) / n;
-      });
+      double const mean = weigh_by_labels<kPackedThreads>(args.labels.gram, matrix, copy, n, s.parts, thread);
       tridiagonalise_packed(copy, {s.diagonal, s.off_diagonal, n}, mean, s.vectors, thread);
     }
     if (has_labels) {

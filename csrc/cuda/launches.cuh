@@ -1,6 +1,6 @@
 // An op as a sequence of launches. `launch(kernel, grid_x, grid_y, threads, shared_bytes, arguments)` enqueues one: on
-// a stream in the backend, on the emulator in the tests, so that both run the same sequence. SPDX-License-Identifier:
-// MIT
+// a stream in the backend, on the emulator in the tests, so that both run the same sequence.
+// SPDX-License-Identifier: MIT
 #pragma once
 #include "cuda/alignment.cuh"
 #include "cuda/entropies.cuh"
@@ -56,13 +56,9 @@ void launch_exact(ExactArguments<Scalar> const& args, Index blocks, Launch const
 }
 
 // Whether the float64 kernel computes everything: for float64 operands, whatever the order, and without a short cut.
-template <class Scalar, class Stored>
-bool takes_exact(RelevanceProblem<Scalar, Stored> const& problem) {
-  return std::is_same_v<Scalar, double> || problem.order.spectrum == Spectrum::kEigenvalues;
-}
 template <class Scalar>
-bool takes_exact(EntropyProblem<Scalar> const& problem) {
-  return std::is_same_v<Scalar, double> || problem.order.spectrum == Spectrum::kEigenvalues;
+bool takes_exact(EntropyOrder const& order) {
+  return std::is_same_v<Scalar, double> || order.spectrum == Spectrum::kEigenvalues;
 }
 
 // --- relevance -------------------------------------------------------------------------------------------------------
@@ -71,7 +67,7 @@ template <class Scalar, class Stored>
 Index workspace_bytes(RelevanceProblem<Scalar, Stored> const& problem, DeviceLimits const& limits) {
   ActivationView<Stored> const& acts = problem.acts;
   Index bytes = 0;
-  if (!takes_exact(problem) && needs_slots(acts.num_samples, acts.num_features)) {
+  if (!takes_exact<Scalar>(problem.order) && needs_slots(acts.num_samples, acts.num_features)) {
     bytes = plan_slots(acts.num_samples, acts.num_filters, acts.num_features).workspace_bytes();
   }
   return std::max(bytes, plan_exact(acts.num_samples, acts.num_filters, limits).workspace_bytes);
@@ -82,7 +78,7 @@ void launch_relevance(RelevanceProblem<Scalar, Stored> const& problem, std::byte
                       Launch const& launch) {
   Maps const maps = maps_of_filters(problem.acts);
   check_size(maps.num_samples, limits);
-  bool const exact = takes_exact(problem);
+  bool const exact = takes_exact<Scalar>(problem.order);
   if constexpr (std::is_same_v<Scalar, float>) {
     if (!exact) {
       bool const slots = needs_slots(maps.num_samples, maps.num_positions);
@@ -136,7 +132,7 @@ void launch_matrix_entropy(EntropyProblem<Scalar> const& problem, std::byte* wor
                            Launch const& launch) {
   Index const n = problem.gram.size, count = problem.gram.num_matrices;
   check_size(n, limits);
-  bool const exact = takes_exact(problem);
+  bool const exact = takes_exact<Scalar>(problem.order);
   if constexpr (std::is_same_v<Scalar, float>) {
     if (!exact) {
       bool const slots = kernel_size(n) > kLargestRegisterSize;

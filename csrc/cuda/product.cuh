@@ -10,39 +10,34 @@
 namespace hrel::cuda {
 
 inline constexpr Index kLeastPositions = 32;  // of a map, from which products pay
-inline constexpr float kLargestSquare = 16;   // |x_i|^2 / sigma^2 past which no pair is worth a closer look
+inline constexpr float kLargestSquare = 16;   // |x_i|^2 / sigma^2: no distance errs by more than 1.6e-5 sigma^2
 inline constexpr int kTileSize = 16;          // rows of a tile
 
 // The lower triangle in tiles of 16 x 16, whole rows of them to a warp, so that a row is split into its high and low
 // parts once. Rows from both ends of the triangle make the shares equal.
 template <class Shape>
 struct ProductTiles {
-  static constexpr int kTiles = Shape::kSize / kTileSize;
-  static constexpr int kRowWarps = Shape::kWarps < kTiles / 2 ? Shape::kWarps : kTiles / 2;
-  static constexpr int kColumnWarps = Shape::kWarps / kRowWarps;  // which take turns at the columns of a row
-  static constexpr int kRows = kTiles / kRowWarps;                // of one warp
-  static_assert(kRows % 2 == 0 && Shape::kWarps % kRowWarps == 0);
+  static constexpr int kTiles = Shape::kSize / kTileSize, kRows = kTiles / Shape::kWarps;  // of all, of one warp
+  static_assert(kRows % 2 == 0);
 
-  static __device__ __forceinline__ int row(int slot, int row_warp) {
-    int const from_end = slot / 2 * kRowWarps + row_warp;
+  static __device__ __forceinline__ int row(int slot, int warp) {
+    int const from_end = slot / 2 * Shape::kWarps + warp;
     return slot % 2 == 0 ? from_end : kTiles - 1 - from_end;
   }
-  // The most tiles that one warp holds of its row `slot`, and of the rows before it. Every pair of rows has as many.
+  // The most tiles that a warp holds of its row `slot`, and of the rows before it. Every pair of rows has as many.
   static constexpr HREL_HD int columns(int slot) {
-    int const last = slot % 2 == 0 ? (slot / 2 + 1) * kRowWarps : kTiles - slot / 2 * kRowWarps;
-    return (last + kColumnWarps - 1) / kColumnWarps;
+    return slot % 2 == 0 ? (slot / 2 + 1) * Shape::kWarps : kTiles - slot / 2 * Shape::kWarps;
   }
   static constexpr HREL_HD int first(int slot) {
     return slot / 2 * (columns(0) + columns(1)) + (slot % 2 == 0 ? 0 : columns(slot - 1));
   }
   static constexpr int kTilesPerWarp = first(kRows);
-  static_assert(kColumnWarps == 1 || kRows == 2);
 };
 
 template <class Shape>
 struct ProductStage {
   // Staged at once: as many as registers allow. Each lane of a fragment takes kPerLane positions in a row, in one read.
-  static constexpr int kPositions = Shape::kWarps > 1 && Shape::kWarps <= 4 ? 16 : 8, kPerLane = kPositions / 4;
+  static constexpr int kPositions = Shape::kWarps == 4 ? 16 : 8, kPerLane = kPositions / 4;
   alignas(16) float values[2][Shape::kSize][kPositions];  // which take turns
   float squares[Shape::kSize];                            // |x_i|^2
 };
@@ -69,8 +64,10 @@ __device__ __forceinline__ void split_fragment(float const* positions, std::uint
   }
 }
 
-// As squared_distances of cuda/gram.cuh, for positions begin .. end - 1. Returns whether all |x_i|^2 <= largest_square,
-// the same for all threads of the team, and calls store only then.
+// As squared_distances of cuda/gram.cuh, for positions begin .. end - 1. Returns whether the products are accurate
+// enough, the same for all threads of the team, and calls store only then. They are refused where some |x_i|^2 exceeds
+// largest_square or is not finite, and where some pair is so near, and so far from the first sample, that the error
+// 2^-21 (|x_i|^2 + |x_j|^2) of its distance could change exp(-d2_ij / sigma^2) by more than 2^-20.
 template <class Shape, class Store>
 __device__ __forceinline__ bool squared_distances_by_products(Maps const& maps, Index const* order, Index filter,
                                                               Index begin, Index end, float scale, float largest_square,
@@ -83,7 +80,6 @@ __device__ __forceinline__ bool squared_distances_by_products(Maps const& maps, 
   constexpr int kRowsPerThread = Shape::kSize / kRowsAtOnce;
   int const n = static_cast<int>(maps.num_samples), warp = thread / kWarp, lane = thread % kWarp;
   int const group = lane / 4, member = lane % 4;  // of the lane in a fragment, see multiply_tf32
-  int const row_warp = warp % Tiles::kRowWarps, column_warp = warp / Tiles::kRowWarps;
 
   float sums[Tiles::kTilesPerWarp][2][4];  // two fragments of 16 x 8 to a tile
 #pragma unroll
@@ -138,23 +134,22 @@ __device__ __forceinline__ bool squared_distances_by_products(Maps const& maps, 
       std::uint32_t a_high[2][kOctets][4], a_low[2][kOctets][4];
 #pragma unroll
       for (int slot = 0; slot < 2; ++slot) {
-        int const row = Tiles::row(pair + slot, row_warp) * kTileSize + group;
+        int const row = Tiles::row(pair + slot, warp) * kTileSize + group;
         split_fragment<kPerLane>(&values[row][member * kPerLane], a_high[slot], a_low[slot], 0);
         split_fragment<kPerLane>(&values[row + 8][member * kPerLane], a_high[slot], a_low[slot], 1);
       }
 #pragma unroll
       for (int c = 0; c < Tiles::columns(pair + 1); ++c) {
-        int const column = c * Tiles::kColumnWarps + column_warp;
-        if (column > Tiles::row(pair + 1, row_warp)) continue;  // the longer one
+        if (c > Tiles::row(pair + 1, warp)) continue;  // the longer one
         std::uint32_t b_high[2][kOctets][2], b_low[2][kOctets][2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          split_fragment<kPerLane>(&values[column * kTileSize + half * 8 + group][member * kPerLane], b_high[half],
+          split_fragment<kPerLane>(&values[c * kTileSize + half * 8 + group][member * kPerLane], b_high[half],
                                    b_low[half], 0);
         }
 #pragma unroll
         for (int slot = 0; slot < 2; ++slot) {
-          if (c >= Tiles::columns(pair + slot) || column > Tiles::row(pair + slot, row_warp)) continue;
+          if (c >= Tiles::columns(pair + slot) || c > Tiles::row(pair + slot, warp)) continue;
           // Summed from 0 for each stage: the tensor core rounds its running sum towards 0. Four chains, to hide its
           // latency.
           float part[2][4] = {}, small[2][4] = {};
@@ -183,9 +178,8 @@ __device__ __forceinline__ bool squared_distances_by_products(Maps const& maps, 
     for (int slot = 0; slot < kRows; ++slot) {
 #pragma unroll
       for (int c = 0; c < Tiles::columns(slot); ++c) {
-        int const tile_row = Tiles::row(slot, row_warp), tile_column = c * Tiles::kColumnWarps + column_warp;
-        if (tile_column > tile_row) continue;
-        int const row = tile_row * kTileSize + group, column = tile_column * kTileSize + member * 2;
+        if (c > Tiles::row(slot, warp)) continue;
+        int const row = Tiles::row(slot, warp) * kTileSize + group, column = c * kTileSize + member * 2;
 #pragma unroll
         for (int q = 0; q < 4; ++q) {
           visit(row + q / 2 * 8, column + q % 2, sums[Tiles::first(slot) + c][0][q]);

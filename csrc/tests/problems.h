@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "numerics/entropy.h"
@@ -97,6 +98,26 @@ struct Layer {
 
   double label(Index i, Index j) const { return gram.empty() ? labels[i] == labels[j] : double(gram[i * n + j]); }
 };
+
+// With a label kernel, which takes the place of the classes, so that the samples stand as they are: 1 for a sample and
+// itself, `within` for two of one class, `across` for two of different ones.
+inline Layer<float> with_label_kernel(Layer<float> layer, float within, float across) {
+  layer.gram.resize(layer.n * layer.n);
+  for (Index i = 0; i < layer.n; ++i) {
+    for (Index j = 0; j < layer.n; ++j) {
+      layer.gram[i * layer.n + j] = i == j ? 1 : layer.labels[i] == layer.labels[j] ? within : across;
+    }
+  }
+  std::iota(layer.order.begin(), layer.order.end(), Index{0});
+  return layer;
+}
+
+// With a label kernel that is none: A o B has negative eigenvalues, which count as 0.
+inline Layer<float> indefinite(Layer<float> layer) {
+  layer = with_label_kernel(std::move(layer), -0.9F, -0.9F);
+  for (float& sigma : layer.sigma) sigma = 20;
+  return layer;
+}
 
 // Eigenvalues by cyclic Jacobi, which shares nothing with the code under test.
 inline double entropy_by_jacobi(std::vector<double> a, Index n, double alpha) {

@@ -33,13 +33,6 @@ Run relevance_of(Layer<Scalar> layer, EntropyOrder const& order) {
   };
 }
 
-Layer<float> with_label_kernel(Layer<float> layer) {
-  layer.gram.assign(layer.n * layer.n, 0.25F);
-  for (Index i = 0; i < layer.n; ++i) layer.gram[i * layer.n + i] = 1;
-  std::iota(layer.order.begin(), layer.order.end(), Index{0});
-  return layer;
-}
-
 // A small entropy has fine bits, in which products and the differences that take over differ.
 Layer<float> wide(Layer<float> layer) {
   for (float& sigma : layer.sigma) sigma *= 4;
@@ -49,13 +42,6 @@ Layer<float> wide(Layer<float> layer) {
 // So narrow that products are refused.
 Layer<float> narrow(Layer<float> layer) {
   for (float& sigma : layer.sigma) sigma /= 20;
-  return layer;
-}
-
-Layer<float> indefinite(Layer<float> layer) {
-  layer = with_label_kernel(std::move(layer));
-  for (float& weight : layer.gram) weight = weight == 1 ? 1 : -0.9F;
-  for (float& sigma : layer.sigma) sigma = 20;
   return layer;
 }
 
@@ -104,12 +90,12 @@ std::vector<Problem> problems() {
       {"relevance, N = 100, large classes", relevance_of(layer(100, 5, 2), kOrder101)},
       {"relevance, N = 100, products", relevance_of(wide(layer(100, 53, 9)), kOrder101)},
       {"relevance, N = 100, products refused", relevance_of(narrow(layer(100, 53, 9)), kOrder101)},
-      {"relevance, N = 100, label kernel", relevance_of(with_label_kernel(layer(100, 5, 4)), kOrder101)},
+      {"relevance, N = 100, label kernel", relevance_of(with_label_kernel(layer(100, 5, 4), 0.25F, 0.25F), kOrder101)},
       {"relevance, N = 135", relevance_of(layer(135, 11, 2), kOrder101)},
       {"relevance, N = 135, many classes", relevance_of(layer(135, 5, 40), kOrder101)},
-      {"relevance, N = 135, label kernel", relevance_of(with_label_kernel(layer(135, 5, 4)), kOrder101)},
+      {"relevance, N = 135, label kernel", relevance_of(with_label_kernel(layer(135, 5, 4), 0.25F, 0.25F), kOrder101)},
       {"relevance, float64", relevance_of(Layer<double>(37, 2, 19, 4, Data::kRectified, 3), kShannon)},
-      {"relevance, eigenvalues, label kernel", relevance_of(with_label_kernel(layer(37, 5, 4)), kLarge)},
+      {"relevance, eigenvalues, label kernel", relevance_of(with_label_kernel(layer(37, 5, 4), 0.25F, 0.25F), kLarge)},
       {"relevance, redone", relevance_of(indefinite(layer(37, 5, 4)), kOrder101)},
       {"matrix_entropy, N = 100", entropy_of_matrices<float>(100)},
       {"matrix_entropy, N = 135", entropy_of_matrices<float>(135)},

@@ -63,21 +63,12 @@ void long_maps_agree_with_scalar_float64_and_with_any_layout(cpu::Level const& l
 }
 
 void a_label_kernel_takes_the_place_of_the_classes(cpu::Level const& level) {
-  Layer<float> layer(33, 9, 5, 4, Data::kRectified, 5);
-  layer.gram.resize(33 * 33);
-  for (Index i = 0; i < 33; ++i) {
-    for (Index j = 0; j < 33; ++j) layer.gram[i * 33 + j] = layer.labels[i] == layer.labels[j] ? 1 : 0.25F;
-  }
-  std::iota(layer.order.begin(), layer.order.end(), Index{0});
+  Layer<float> layer = with_label_kernel({33, 9, 5, 4, Data::kRectified, 5}, 1, 0.25F);
   for (EntropyOrder const& order : {kOrder101, kSquare, kCube, kLarge}) check_layer(layer, order, level, 2e-5);
 }
 
 void an_indefinite_joint_matrix_is_redone_by_eigenvalues(cpu::Level const& level) {
-  Layer<float> layer(33, 3, 5, 4, Data::kGauss, 6);
-  layer.gram.assign(33 * 33, -0.9F);  // no kernel: A o B has negative eigenvalues, which count as 0
-  for (Index i = 0; i < 33; ++i) layer.gram[i * 33 + i] = 1;
-  for (float& sigma : layer.sigma) sigma = 20;
-  std::iota(layer.order.begin(), layer.order.end(), Index{0});
+  Layer<float> layer = indefinite({33, 3, 5, 4, Data::kGauss, 6});
   check_layer(layer, kOrder101, level, 2e-5);
 }
 

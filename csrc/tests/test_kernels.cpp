@@ -95,12 +95,7 @@ void float64_agrees_to_its_own_precision() {
 void a_label_kernel_takes_the_place_of_the_classes() {
   for (Index n : {20, 50, 100, 140}) {
     for (EntropyOrder const& order : {kOrder101, kLarge}) {
-      Layer<float> layer(n, 1, 5, 4, Data::kRectified, 5);
-      layer.gram.resize(n * n);
-      for (Index i = 0; i < n; ++i) {
-        for (Index j = 0; j < n; ++j) layer.gram[i * n + j] = layer.labels[i] == layer.labels[j] ? 1 : 0.25F;
-      }
-      std::iota(layer.order.begin(), layer.order.end(), Index{0});
+      Layer<float> layer = with_label_kernel({n, 1, 5, 4, Data::kRectified, 5}, 1, 0.25F);
       CHECK(run(layer.problem(order), {5}) == 0);
       check_entropies(layer, order.alpha, tolerance(n));
     }
@@ -109,11 +104,7 @@ void a_label_kernel_takes_the_place_of_the_classes() {
 
 void an_indefinite_joint_matrix_is_redone_by_eigenvalues() {
   for (Index n : {33, 70, 130}) {
-    Layer<float> layer(n, 1, 5, 4, Data::kGauss, 6);
-    layer.gram.assign(n * n, -0.9F);  // no kernel: A o B has negative eigenvalues, which count as 0
-    for (Index i = 0; i < n; ++i) layer.gram[i * n + i] = 1;
-    for (float& sigma : layer.sigma) sigma = 20;
-    std::iota(layer.order.begin(), layer.order.end(), Index{0});
+    Layer<float> layer = indefinite({n, 1, 5, 4, Data::kGauss, 6});
     CHECK(run(layer.problem(kOrder101), {6}) == 1);
     check_entropies(layer, 1.01, tolerance(n));
   }
@@ -317,11 +308,7 @@ void alignments_are_their_definition() {
     for (bool per_filter : {false, true}) {
       for (bool gram : {false, true}) {
         Layer<float> layer(n, 3, per_filter ? 7 : 400, 4, Data::kRectified, 9);
-        if (gram) {
-          layer.gram.assign(n * n, 0.5F);
-          for (Index i = 0; i < n; ++i) layer.gram[i * n + i] = 1;
-          std::iota(layer.order.begin(), layer.order.end(), Index{0});
-        }
+        if (gram) layer = with_label_kernel(std::move(layer), 0.5F, 0.5F);
         Index const rows = per_filter ? layer.filters : 1;
         std::vector<float> mean(rows), alignment(rows * widths);
         AlignmentProblem<float> const problem{layer.view(), layer.label_view(), multiples.data(), widths,
