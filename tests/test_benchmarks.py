@@ -262,7 +262,7 @@ def test_pages_are_what_the_json_renders_to(capsys, monkeypatch):
 
 
 def copy_of_results(folder, *, estimates=False):
-    names = ("README.md", "docs/results.md", report.PRUNING, report.CPU_LAYERS)
+    names = ("README.md", "docs/results.md", report.PRUNING, report.CPU)
     for name in (*names, *((report.GPU_ESTIMATES,) if estimates else ())):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(report.ROOT / name, folder / name)
