@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cpu_tables
-from cpu_tables import CPU, shape_of, table
+from cpu_tables import CPU, digits, ms, shape_of, table
 from targets import evaluate
 
 ROOT = Path(__file__).parents[1]
@@ -64,17 +64,8 @@ def cycles_table(report: Json) -> list[str]:
     return table(["cycle", *(f"filters, {layer}" for layer in layers), "validation accuracy"], rows)
 
 
-def three_digits(value: float) -> str:
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
-
-
 def milliseconds(row: Json, name: str) -> str:
-    """A time of a layer; "~" marks one that was scaled up from a few filters."""
-    if name not in row:
-        return row.get(f"{name}_absent", "")
-    timing = row[name]
-    mark = "~" if timing["estimated_from_filters"] else ""
-    return f"{mark}{three_digits(timing['median_ms'])} ± {timing['interquartile_ms'] / 2:.1g}"
+    return ms(row, name) if name in row else row.get(f"{name}_absent", "")
 
 
 def gpu_tables(results: Json, up: str) -> list[str]:
@@ -111,10 +102,10 @@ def total_row(total: Json, baselines: list[str]) -> list[str]:
         total["network"],
         str(total["num_samples"]),
         str(total["layers"]),
-        three_digits(total["op_ms"]),
+        digits(total["op_ms"]),
         f"{total['ratio_to_floor']:.1f}",
-        three_digits(total["public_ms"]),
-        *(marks[b] + three_digits(total[f"{b}_ms"]) if timed[b] else "" for b in baselines),
+        digits(total["public_ms"]),
+        *(marks[b] + digits(total[f"{b}_ms"]) if timed[b] else "" for b in baselines),
         *(f"{marks[b]}{total[f'over_{b}']:.0f}x" if timed[b] else "" for b in baselines),
         target(total),
     ]
@@ -139,7 +130,7 @@ def layer_row(row: Json, baselines: list[str]) -> list[str]:
         *start,
         milliseconds(row, "op"),
         f"{row['ratio_to_floor']:.1f}",
-        three_digits(row["op_host_ms"]),
+        digits(row["op_host_ms"]),
         milliseconds(row, "public"),
         *(milliseconds(row, b) for b in baselines),
         f"{row['error_bits']:.0e} ({row.get('reference_error_bits') or math.nan:.0e})",
@@ -235,9 +226,9 @@ def estimates_section(root: Path, up: str) -> list[str]:
     head = ["network", "layers", "throughput, ms", "overlap, ms", "no overlap, ms", "floor, ms", "overlap, floors"]
     rows = []
     for network in record["networks"]:
-        ms = [three_digits(network[f"{name}_us"] / 1e3) for name in names]
+        cells = [digits(network[f"{name}_us"] / 1e3) for name in names]
         ratio = f"{network['overlap_us'] / network['floor_us']:.1f}"
-        rows.append([network["network"], str(network["layers"]), *ms, ratio])
+        rows.append([network["network"], str(network["layers"]), *cells, ratio])
     lines += [*table(head, rows), ""]
     head = ["layer", "N x F x map", "layers", "splits", "throughput, us", "overlap, us", "no overlap, us", "floor, us"]
     rows = [
@@ -246,7 +237,7 @@ def estimates_section(root: Path, up: str) -> list[str]:
             shape_of(row),
             str(row["layers_of_this_shape"]),
             str(row["splits"]),
-            *(three_digits(row[f"{name}_us"]) for name in names),
+            *(digits(row[f"{name}_us"]) for name in names),
         ]
         for network in record["networks"]
         for row in network["rows"]
