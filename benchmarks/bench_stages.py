@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import hrel_ext
-from hrel_ext.testing import ROWS, VGG16
+from hrel_ext.testing import LAYERS
 
 SECONDS = 1.0  # for each layer
 
@@ -44,7 +44,7 @@ def ceilings(stage_times) -> dict[str, float]:
 
 
 @pytest.mark.benchmark(group="stages")
-@pytest.mark.parametrize("layer", (*VGG16, *ROWS), ids=str)
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_stages(layer, sized, quick, stage_times, ceilings, benchmark, record_row):
     layer = sized(layer)
     shape = (layer.num_samples, layer.num_filters, math.prod(layer.map_shape))

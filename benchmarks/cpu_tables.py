@@ -96,12 +96,13 @@ def targets_table(results: Json) -> list[str]:
             t.name,
             ("≥ " if t.at_least else "≤ ") + f"{t.limit:g}{t.unit}",
             f"{t.reached:.3g}{t.unit}",
+            "" if t.at_floor is None else f"{t.at_floor:.3g}{t.unit}",
             t.where,
             t.verdict,
         ]
         for t in evaluate(results)
     ]
-    return table(["target", "limit", "reached", "worst at", ""], body)
+    return table(["target", "limit", "reached", "at the floor", "worst at", ""], body)
 
 
 def section(results: Json, link: str, plots: str) -> list[str]:
@@ -113,6 +114,8 @@ def section(results: Json, link: str, plots: str) -> list[str]:
         f"![How many times faster than each baseline, layer by layer]({speedup})",
         "",
         "### Targets",
+        "*At the floor*: what it would be if every step took its floor (below, *Steps*) on all threads.",
+        "",
         *targets_table(results),
         "",
         "### Times and errors",

@@ -310,7 +310,8 @@ def draw_plots() -> None:
 def print_targets() -> None:
     for t in evaluate(read_cpu(ROOT)):
         limit, reached = f"{'>=' if t.at_least else '<='} {t.limit:g}{t.unit}", f"{t.reached:.3g}{t.unit}"
-        print(f"{t.name:<62}{limit:>14}{reached:>16}  {t.verdict:<16}{t.where}".rstrip())
+        floor = "" if t.at_floor is None else f"at the floor {t.at_floor:.3g}{t.unit}"
+        print(f"{t.name:<62}{limit:>14}{reached:>16}  {t.verdict:<16}{floor:<20}{t.where}".rstrip())
 
 
 def main() -> None:

@@ -142,6 +142,18 @@ def test_targets_hold_at_their_limit_and_not_beyond():
     assert {t.verdict for t in targets.evaluate(worse)} == {"does not hold"}
 
 
+def test_floor_of_a_target_is_that_of_its_steps_on_all_threads():
+    run = a_run()
+    assert all(t.at_floor is None for t in targets.evaluate(run))
+    for row in targets.rows(run, "relevance"):
+        row["threads"] = 2
+    stages = [{"layer": layer.name, "floor_ms": {"distances": 0.75, "trace": 0.25}} for layer in LAYERS]
+    run["benchmarks"] += [{"group": "stages", "extra_info": row} for row in stages]
+    floors = {t.name: t.at_floor / t.reached for t in targets.evaluate(run) if t.at_floor is not None}
+    assert set(floors.values()) == {2.0}  # ours takes 1 ms, the floors 1 ms on one thread
+    assert len(floors) == len(targets.OVER_REFERENCE) + len(targets.NETWORKS) + len(targets.OVER_PUBLISHED) + 1
+
+
 def test_exponent_is_the_slope_of_the_upper_half():
     cubic = [(n, 1.0) for n in (1, 2, 4)] + [(n, n**3 / 512) for n in (8, 16, 32, 64)]
     assert cpu_tables.exponent(cubic) == pytest.approx(3)
