@@ -1,20 +1,23 @@
 """Would a low-rank form of the Gram matrices pay? python benchmarks/gram_rank.py lenet5, or vgg16; see docs/design.md.
 
 Trains LeNet-5 on MNIST by its recipe for fewer epochs, or VGG-16 on CIFAR-10 for some steps, takes the output of every
-convolution on mini-batches it was not trained on, A = K / N with the width of the layer, and asks how many columns r a
-pivoted Cholesky A ~ L L', L (N, r), needs so that the entropy errs by 2e-5 bits at most: by the proven bound
+convolution on mini-batches it was not trained on, A = K / N with the width of the layer, and asks how small a part of A
+gives the entropy to 2e-5 bits, by the proven bound for a trace delta that is dropped
 
-    |error| <= N^(alpha - 1) delta log2(N / delta) bits,   delta = tr A - |L|^2 the trace that is dropped,
+    |error| <= N^(alpha - 1) delta log2(N / delta) bits.
 
-and by the error itself. S(A) is then that of the r x r matrix L' L. To reduce A takes 4/3 N^3 operations; L, L' L and
-its reduction take 2 N r^2 + 2/3 r^3, taken to run as fast. The gain is that of the whole relevance, by the share of its
-time that the reduction takes, and 1 where L would cost more. Float64. Prints; writes nothing. HREL_DATA_DIR names the
-folder of MNIST/raw (torchvision's files) and of cifar10/train (a folder of images for each class).
+Three numbers of 1 .. N: the columns r of a pivoted Cholesky A ~ L L', by the bound and by the error itself, and the
+steps r of the reduction of A, which starts from the mean, that leave no more than this of the trace. L, L' L and its
+reduction take 2 N r^2 + 2/3 r^3 operations, r steps 4/3 (N^3 - (N - r)^3), the whole reduction 4/3 N^3, all taken to
+run equally fast. The gain is that of the whole relevance, by the share of its time that the reduction takes; 1 where L
+would cost more. Float64. Prints; writes nothing. HREL_DATA_DIR names the folder of MNIST/raw (torchvision's files) and
+of cifar10/train (a folder of images for each class).
 """
 # SPDX-License-Identifier: MIT
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -91,19 +94,40 @@ def pivoted_cholesky(a: Tensor) -> tuple[Tensor, Tensor]:
     return factor, torch.stack(dropped, 1)
 
 
-def ranks(a: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns that the bound asks for and that the error asks for, (F,) each, of A (F, N, N)."""
+def left_by_steps(a: Tensor) -> Tensor:
+    """What r steps of the reduction of (F, N, N) leave of the trace, (F, N): that of A less that of Lanczos's T."""
+    count, n, _ = a.shape
+    basis, left = a.new_zeros(count, n, n), [a.diagonal(dim1=1, dim2=2).sum(1)]  # rows are vectors
+    vector = a.new_full((count, n), n**-0.5)
+    for r in range(n):
+        basis[:, r] = vector
+        product = (a @ vector[:, :, None])[:, :, 0]  # (F, N)
+        left.append(left[-1] - (vector * product).sum(1))
+        for _ in range(2):  # once would leave rounding
+            product = product - ((basis @ product[:, :, None]).transpose(1, 2) @ basis)[:, 0]
+        vector = product / product.norm(dim=1, keepdim=True).clamp(min=1e-300)
+    return torch.stack(left[1:], 1)
+
+
+def parts(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The three numbers of the head of this file for A (F, N, N), (F,) each."""
     n = a.shape[1]
     factor, dropped = pivoted_cholesky(a)
-    delta = dropped.clamp(min=1e-30)
-    bound = n ** abs(ALPHA - 1) * delta * (n / delta).log2()  # (F, N)
     exact, errors = reference.matrix_entropy(a, ALPHA), []  # (F,)
     for r in range(1, n + 1):
         some = factor[:, :, :r]  # (F, N, r)
-        spectrum = torch.linalg.eigvalsh(some.transpose(1, 2) @ some).clamp(min=0)  # (F, r)
-        errors.append((spectrum.pow(ALPHA).sum(1).log2() / (1 - ALPHA) - exact).abs())
-    enough = (bound <= LIMIT_BITS, torch.stack(errors, 1) <= LIMIT_BITS)  # (F, N), from some column on
-    return tuple(((~e).sum(1) + 1).clamp(max=n).double() for e in enough)
+        spectrum = torch.linalg.eigvalsh(some.transpose(1, 2) @ some).clamp(min=1e-30)  # (F, r)
+        # In the form that takes the trace for 1: the literal one would divide delta by alpha - 1.
+        g = (spectrum * torch.expm1((ALPHA - 1) * spectrum.log())).sum(1)  # (F,)
+        errors.append((-torch.log1p(g) / ((ALPHA - 1) * math.log(2)) - exact).abs())
+    too_few = (bound(dropped, n), torch.stack(errors, 1), bound(left_by_steps(a), n))  # (F, N) each, in bits
+    return tuple(((bits > LIMIT_BITS).sum(1) + 1).clamp(max=n).double() for bits in too_few)
+
+
+def bound(delta: Tensor, n: int) -> Tensor:
+    """The largest error in bits for the trace that is dropped."""
+    delta = delta.clamp(min=1e-30)  # below 0 it is rounding
+    return n ** abs(ALPHA - 1) * delta * (n / delta).log2()
 
 
 def share_of_reduction(n: int, f: int, d: int) -> float:
@@ -122,12 +146,12 @@ def main() -> None:
     make, effort = {"lenet5": (lenet5, 1), "vgg16": (vgg16, 25)}[arguments.network]
     torch.manual_seed(SEED)
     model, batches = make(arguments.effort or effort)
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    found: dict[str, list[tuple[Tensor, ...]]] = {}
     shapes: dict[str, tuple[int, int, int]] = {}
 
     def measure(name: str, labels: Tensor, out: Tensor) -> None:
         a = gaussian(out[:, :MOST_FILTERS], hrel_ext.kernel_width(out, labels).item())  # (f, N, N)
-        found.setdefault(name, []).append(ranks(a))
+        found.setdefault(name, []).append(parts(a))
         shapes[name] = (out.shape[0], out.shape[1], out[0, 0].numel())
 
     model.eval()
@@ -143,16 +167,19 @@ def main() -> None:
         for hook in hooks:
             hook.remove()
 
-    print("layer          N x F x D          rank by bound, by error (10 %, median, 90 %)   reduction   gain at most")
-    for name, pairs in found.items():
+    print(
+        "layer  N x F x D         columns, by error, steps (10 %/median/90 %)   reduction   gain by columns, by steps"
+    )
+    for name, triples in found.items():
         n, f, d = shapes[name]
-        share, cells, gains = share_of_reduction(n, f, d), [], []
-        for r in map(torch.cat, zip(*pairs, strict=True)):  # by the bound, by the error
-            cells.append("/".join(f"{x:.0f}" for x in torch.quantile(r, torch.tensor([0.1, 0.5, 0.9]).double())))
-            cost = ((2 * n * r**2 + 2 / 3 * r**3) / (4 / 3 * n**3)).clamp(max=1).mean().item()
-            gains.append(f"{1 / (1 - share + share * cost):.2f}x")
+        share = share_of_reduction(n, f, d)
+        columns, by_error, steps = (torch.cat(r) for r in zip(*triples, strict=True))
+        quantiles = torch.tensor([0.1, 0.5, 0.9]).double()
+        cells = ["/".join(f"{x:.0f}" for x in torch.quantile(r, quantiles)) for r in (columns, by_error, steps)]
+        costs = ((2 * n * columns**2 + 2 / 3 * columns**3) / (4 / 3 * n**3), 1 - (1 - steps / n) ** 3)
+        gains = [f"{1 / (1 - share + share * cost.clamp(max=1).mean().item()):.2f}x" for cost in costs]
         shape = f"{n} x {f} x {d}"
-        print(f"{name:<14} {shape:<18} {cells[0]:>16}  {cells[1]:>16} {100 * share:>19.0f} %   {', '.join(gains)}")
+        print(f"{name:<6} {shape:<16} {' '.join(f'{c:>13}' for c in cells)} {100 * share:>9.0f} %  {', '.join(gains)}")
 
 
 if __name__ == "__main__":
