@@ -1,75 +1,82 @@
-"""hrel_ext.relevance against plain PyTorch on the layers of LeNet-5 and VGG-16: same tensors, same threads, one run.
+"""hrel_ext.relevance against PyTorch, layer by layer: same tensors, same threads, one run, the width given.
 
-Each test times one layer with the contestants taking turns, so that a machine that slows down slows both. The width is
-given: the search for it is not timed.
+The contestants: ``hrel_ext.reference`` (the definition), the strong form and the published loop of baselines.py. Every
+result is compared with float64 before anything is timed.
 """
 # SPDX-License-Identifier: MIT
 
-import itertools
-import statistics
-import time
+import math
 
+import baselines
 import pytest
 import torch
+from conftest import SEED
 
 import hrel_ext
 from hrel_ext import reference
-from hrel_ext.testing import LAYERS, Layer, tolerance_bits
+from hrel_ext.testing import LAYERS, RESNET56, VGG16, oracle, tolerance_bits
 
 ALPHA = 1.01
-CHECKED_FILTERS = 8  # against float64, before anything is timed
-ROUNDS, ROUNDS_PER_BASELINE = 15, 3  # the baseline, ten times slower and more, takes every third turn
+CHECKED_FILTERS = 8
+CONTESTANTS = {
+    "reference": reference.relevance,
+    "strong": baselines.relevance,
+    "published": baselines.published,
+}
+EVERY = {"reference": 3, "strong": 3, "published": 5}  # of our turns: they take ten times as long and more
 
 
-def make(layer: Layer) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Rectified normal maps (N, F, ...), labels (N,) of ten classes, and a width near the mean distance."""
-    rng = torch.Generator().manual_seed(1787)
-    acts = torch.randn(layer.num_samples, layer.num_filters, *layer.map_shape, generator=rng).relu()
-    labels = torch.randint(0, 10, (layer.num_samples,), generator=rng)
-    return acts, labels, float(acts[0, 0].numel() ** 0.5)
-
-
+@pytest.mark.benchmark(group="relevance")
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_relevance(benchmark, layer, record_row):
-    acts, labels, sigma = make(layer)
-    few = acts[:, :CHECKED_FILTERS]
-    exact = reference.relevance(few.double(), labels, sigma=sigma, alpha=ALPHA)
-    errors = {
-        name: (function(few, labels, sigma=sigma, alpha=ALPHA) - exact).abs().max().item()
-        for name, function in (("hrel_ext", hrel_ext.relevance), ("reference", reference.relevance))
-    }
-    assert errors["hrel_ext"] <= 2 * tolerance_bits(torch.float32, layer.num_samples, ALPHA)
+def test_relevance(layer, sized, take_turns, record_row):
+    layer = sized(layer)
+    acts, labels = layer.case().make(SEED)
+    options = {"sigma": math.prod(layer.map_shape) ** 0.5, "alpha": ALPHA}  # near the mean distance
+    checked = torch.linspace(0, layer.num_filters - 1, CHECKED_FILTERS).long().unique()
+    some = acts[:, checked]
+    exact = oracle(some, labels, **options)
 
-    baseline_ms: list[float] = []
-    turn = itertools.count(-1)  # -1 is the warm-up
+    def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+        return (ours.double() - theirs).abs().max().item()
 
-    def baseline_first() -> None:  # pytest-benchmark calls it before each turn of ours, outside of the clock
-        if (this := next(turn)) % ROUNDS_PER_BASELINE and this >= 0:
-            return
-        start = time.perf_counter()
-        reference.relevance(acts, labels, sigma=sigma, alpha=ALPHA)
-        if this >= 0:
-            baseline_ms.append(1e3 * (time.perf_counter() - start))
-
-    benchmark.pedantic(
-        lambda: hrel_ext.relevance(acts, labels, sigma=sigma, alpha=ALPHA),
-        setup=baseline_first,
-        rounds=ROUNDS,
-        warmup_rounds=1,
+    terms = hrel_ext.relevance_terms(acts, labels, **options)  # of all filters, as it is timed
+    entropy_errors = (
+        error(getattr(terms, name)[checked], getattr(exact, name)) for name in ("entropy", "joint_entropy")
     )
-    ours_ms = 1e3 * benchmark.stats.stats.median
-    lower, theirs_ms, upper = statistics.quantiles(baseline_ms, n=4, method="inclusive")
+    entropy_error_bits = max(entropy_errors)
+    assert entropy_error_bits <= tolerance_bits(acts.dtype, layer.num_samples, ALPHA)
+    error_bits = {name: error(call(some, labels, **options), exact.relevance) for name, call in CONTESTANTS.items()}
+    error_bits["ours"] = error(terms.relevance[checked], exact.relevance)
+
+    times = take_turns(
+        lambda: hrel_ext.relevance(acts, labels, **options),
+        {name: (lambda call=call: call(acts, labels, **options)) for name, call in CONTESTANTS.items()},
+        every=EVERY,
+    )
     record_row(
-        benchmark,
         layer=layer.name,
+        network=layer.name.split()[0],
         shape=[layer.num_samples, layer.num_filters, *layer.map_shape],
         layers_of_this_shape=layer.count,
-        threads=torch.get_num_threads(),
-        ours_ms=ours_ms,
-        ours_interquartile_ms=1e3 * benchmark.stats.stats.iqr,
-        reference_ms=theirs_ms,
-        reference_interquartile_ms=upper - lower,
-        ratio=theirs_ms / ours_ms,
-        error_bits=errors["hrel_ext"],
-        reference_error_bits=errors["reference"],
+        alpha=ALPHA,
+        error_bits=error_bits,
+        entropy_error_bits=entropy_error_bits,
+        **times,
     )
+
+
+@pytest.mark.benchmark(group="layout")
+@pytest.mark.parametrize("layer", (*VGG16, *RESNET56), ids=str)
+def test_channels_last(layer, sized, take_turns, record_row):
+    layer = sized(layer)
+    acts, labels = layer.case().make(SEED)
+    channels_last, _ = layer.case("channels_last").make(SEED)
+    sigma = math.prod(layer.map_shape) ** 0.5
+    expected = hrel_ext.relevance(acts, labels, sigma=sigma, alpha=ALPHA)
+    result = hrel_ext.relevance(channels_last, labels, sigma=sigma, alpha=ALPHA)
+    torch.testing.assert_close(result, expected, rtol=0, atol=2 * tolerance_bits(acts.dtype, len(acts), ALPHA))
+    times = take_turns(
+        lambda: hrel_ext.relevance(channels_last, labels, sigma=sigma, alpha=ALPHA),
+        {"contiguous": lambda: hrel_ext.relevance(acts, labels, sigma=sigma, alpha=ALPHA)},
+    )
+    record_row(layer=layer.name, shape=list(acts.shape), **times)

@@ -1,6 +1,7 @@
-"""Writes docs/results.md and the results table of README.md from the JSON in results/: python benchmarks/report.py.
+"""Writes docs/results.md with its plots and the results table of README.md from the JSON in results/, and prints the
+targets of the CPU: python benchmarks/report.py.
 
-With --check it writes nothing and fails where one of the two is not what the JSON renders to.
+With --check it writes nothing and fails where one of the two pages is not what the JSON renders to.
 """
 # SPDX-License-Identifier: MIT
 
@@ -11,9 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cpu_tables
+from cpu_tables import CPU, digits, ms, shape_of, table
+from targets import evaluate
+
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- /results -->"
-PRUNING, CPU_LAYERS = "results/lenet5-mnist.json", "results/bench_relevance.json"
+PRUNING, PLOT_FOLDER = "results/lenet5-mnist.json", "docs/plots"
 GPU_LAYERS, GPU_STEPS, GPU_PROFILE = "results/gpu/layers.json", "results/gpu/protocol.json", "results/gpu/profile.json"
 PROFILED = (  # of the many metrics of Nsight Compute
     *("Duration", "Compute (SM) Throughput", "Memory Throughput", "L2 Hit Rate", "Achieved Occupancy"),
@@ -24,17 +29,8 @@ BASELINES = {"strong": "strong", "strong_cupy": "strong, CuPy's solver", "refere
 Json = dict[str, Any]
 
 
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = ["|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|" for cells in (head, *rows)]
-    return [lines[0], "|" + "---|" * len(head), *lines[1:]]
-
-
 def link(path: str, up: str) -> str:
     return f"[{Path(path).name}]({up}{path})"
-
-
-def shape_of(row: Json) -> str:
-    return " x ".join(map(str, row["shape"]))
 
 
 def pruning_table(report: Json, up: str) -> list[str]:
@@ -67,60 +63,8 @@ def cycles_table(report: Json) -> list[str]:
     return table(["cycle", *(f"filters, {layer}" for layer in layers), "validation accuracy"], rows)
 
 
-def cpu_table(results: Json, up: str) -> list[str]:
-    machine = results["machine_info"]["hrel_ext"]
-    rows = [b["extra_info"] for b in results["benchmarks"]]
-    lines = [
-        [
-            row["layer"],
-            shape_of(row),
-            f"{row['ours_ms']:.1f}",
-            f"{row['reference_ms']:.0f}",
-            f"{row['ratio']:.0f}x",
-            f"{row['error_bits']:.0e} ({row['reference_error_bits']:.0e})",
-        ]
-        for row in rows
-    ]
-    return [
-        f"Scoring a layer, `make bench`, {rows[0]['threads']} threads on {machine['processor']} "
-        f"({machine['hrel_ext']['isa_level']} kernels), torch {machine['torch']}, against `hrel_ext.reference` "
-        f"(cdist, exp, batched eigvalsh) on the same tensors in the same run ({link(CPU_LAYERS, up)}):",
-        "",
-        *table(["layer", "N x F x map", "ours, ms", "PyTorch, ms", "ratio", "error, bits (PyTorch)"], lines),
-    ]
-
-
-def cpu_spread(results: Json) -> list[str]:
-    rows = [b["extra_info"] for b in results["benchmarks"]]
-    lines = [
-        [
-            row["layer"],
-            f"{row['ours_ms']:.2f} ± {row['ours_interquartile_ms'] / 2:.2f}",
-            f"{row['reference_ms']:.1f} ± {row['reference_interquartile_ms'] / 2:.1f}",
-        ]
-        for row in rows
-    ]
-    vgg16 = [row for row in rows if row["layer"].startswith("vgg16")]
-    ours, theirs = (sum(r["layers_of_this_shape"] * r[key] for r in vgg16) for key in ("ours_ms", "reference_ms"))
-    return [
-        f"The 13 convolutions of VGG-16 together: {ours:.0f} ms against {theirs:.0f} ms, {theirs / ours:.0f}x. Medians "
-        "± half of the interquartile range:",
-        "",
-        *table(["layer", "ours, ms", "PyTorch, ms"], lines),
-    ]
-
-
-def three_digits(value: float) -> str:
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
-
-
 def milliseconds(row: Json, name: str) -> str:
-    """A time of a layer; "~" marks one that was scaled up from a few filters."""
-    if name not in row:
-        return row.get(f"{name}_absent", "")
-    timing = row[name]
-    mark = "~" if timing["estimated_from_filters"] else ""
-    return f"{mark}{three_digits(timing['median_ms'])} ± {timing['interquartile_ms'] / 2:.1g}"
+    return ms(row, name) if name in row else row.get(f"{name}_absent", "")
 
 
 def gpu_tables(results: Json, up: str) -> list[str]:
@@ -157,10 +101,10 @@ def total_row(total: Json, baselines: list[str]) -> list[str]:
         total["network"],
         str(total["num_samples"]),
         str(total["layers"]),
-        three_digits(total["op_ms"]),
+        digits(total["op_ms"]),
         f"{total['ratio_to_floor']:.1f}",
-        three_digits(total["public_ms"]),
-        *(marks[b] + three_digits(total[f"{b}_ms"]) if timed[b] else "" for b in baselines),
+        digits(total["public_ms"]),
+        *(marks[b] + digits(total[f"{b}_ms"]) if timed[b] else "" for b in baselines),
         *(f"{marks[b]}{total[f'over_{b}']:.0f}x" if timed[b] else "" for b in baselines),
         target(total),
     ]
@@ -185,7 +129,7 @@ def layer_row(row: Json, baselines: list[str]) -> list[str]:
         *start,
         milliseconds(row, "op"),
         f"{row['ratio_to_floor']:.1f}",
-        three_digits(row["op_host_ms"]),
+        digits(row["op_host_ms"]),
         milliseconds(row, "public"),
         *(milliseconds(row, b) for b in baselines),
         f"{row['error_bits']:.0e} ({row.get('reference_error_bits') or math.nan:.0e})",
@@ -249,12 +193,19 @@ def read(root: Path, path: str) -> Json | None:
     return json.loads((root / path).read_text()) if (root / path).exists() else None
 
 
+def read_cpu(root: Path) -> Json:
+    cpu = json.loads((root / CPU).read_text())
+    if cpu["machine_info"]["hrel_ext"]["quick"]:
+        raise ValueError(f"{CPU} must come from a whole run, got one with --quick")
+    return cpu
+
+
 def render(root: Path) -> dict[Path, str]:
     """Return the files this program writes and what belongs in them."""
-    pruning, cpu = json.loads((root / PRUNING).read_text()), json.loads((root / CPU_LAYERS).read_text())
+    pruning, cpu = json.loads((root / PRUNING).read_text()), read_cpu(root)
     readme = root / "README.md"
     head, rest = readme.read_text().split(BEGIN)
-    tables = [head + BEGIN, *pruning_table(pruning, ""), "", *cpu_table(cpu, ""), END]
+    tables = [head + BEGIN, *pruning_table(pruning, ""), "", *cpu_tables.speedup_table(cpu, link(CPU, "")), END]
     up = "../"  # from docs/
     page = [
         "# Results",
@@ -267,14 +218,28 @@ def render(root: Path) -> dict[Path, str]:
         *cycles_table(pruning),
         "",
         "## Scoring a layer on a CPU",
-        *cpu_table(cpu, up),
-        "",
-        *cpu_spread(cpu),
+        *cpu_tables.section(cpu, link(CPU, up), Path(PLOT_FOLDER).relative_to("docs").as_posix() + "/"),
         "",
         "## Scoring a layer on a GPU",
         *gpu_section(root, up),
     ]
     return {readme: "\n".join(tables) + rest.split(END)[1], root / "docs/results.md": "\n".join(page) + "\n"}
+
+
+def draw_plots() -> None:
+    try:
+        import plots
+    except ImportError as error:  # the pages do without
+        print(f"{PLOT_FOLDER} was left as it is: {error}; pip install '.[report]'")
+        return
+    plots.draw(read_cpu(ROOT), ROOT / PLOT_FOLDER)
+
+
+def print_targets() -> None:
+    for t in evaluate(read_cpu(ROOT)):
+        limit, reached = f"{'>=' if t.at_least else '<='} {t.limit:g}{t.unit}", f"{t.reached:.3g}{t.unit}"
+        floor = "" if t.at_floor is None else f"at the floor {t.at_floor:.3g}{t.unit}"
+        print(f"{t.name:<62}{limit:>14}{reached:>16}  {t.verdict:<16}{floor:<20}{t.where}".rstrip())
 
 
 def main() -> None:
@@ -286,6 +251,9 @@ def main() -> None:
             path.write_text(text)
         elif not path.exists() or path.read_text() != text:
             sys.exit(f"{path.relative_to(ROOT)} is not what the JSON renders to: run python benchmarks/report.py")
+    if not check:
+        draw_plots()
+        print_targets()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class Case:
     layout: str = "contiguous"  # one of LAYOUTS
     data: str = "random"  # one of DATA
     mean_distances: float = 1.0  # kernel width in mean distances of the filter
+    balanced: bool = True  # classes of equal size; else every sample draws its own, as in a shuffled mini-batch
 
     def __str__(self) -> str:
         return f"{self.name}-{str(self.dtype).removeprefix('torch.')}"
@@ -38,8 +39,12 @@ class Case:
         rng = Generator().manual_seed(seed)
         maps = DATA[self.data](rng, self.num_samples, self.num_filters, math.prod(self.map_shape))  # (N, F, D), float64
         acts = maps.to(self.dtype).reshape(self.num_samples, self.num_filters, *self.map_shape)
-        classes = torch.arange(self.num_samples) % self.num_classes  # (N,), no class empty
-        return lay_out(acts, self.layout), classes[torch.randperm(self.num_samples, generator=rng)]
+        if self.balanced:
+            classes = torch.arange(self.num_samples) % self.num_classes  # (N,), no class empty
+            labels = classes[torch.randperm(self.num_samples, generator=rng)]  # (N,)
+        else:
+            labels = torch.randint(self.num_classes, (self.num_samples,), generator=rng)  # (N,)
+        return lay_out(acts, self.layout), labels
 
     def sigma(self, acts: Tensor) -> Tensor:
         """Return one kernel width for each filter, (F,), in the dtype of the activations."""
@@ -208,6 +213,7 @@ def _cases() -> Iterator[Case]:
         yield Case(f"c{c}", "one class, two, many, all different", 100, 4, num_classes=c, data="rectified")
     for data, maker in DATA.items():
         yield Case(data, str(maker.__doc__), 128, 4, (4, 4), 10, data=data)
+    yield Case("drawn_labels", "classes of any size, some of them empty", 100, 4, balanced=False, num_classes=60)
     for name, mean_distances, data, why in (
         ("tiny_sigma", 1e-3, "random", "K is the identity"),
         ("small_sigma", 0.3, "random", "the smallest width of the default search"),
@@ -234,6 +240,20 @@ class Layer:
 
     def __str__(self) -> str:
         return self.name
+
+    def case(self, layout: str = "contiguous") -> Case:
+        """What the benchmarks time: ten classes, drawn, and rectified values."""
+        return Case(
+            self.name,
+            "the output of a layer after its ReLU",
+            self.num_samples,
+            self.num_filters,
+            self.map_shape,
+            num_classes=10,
+            layout=layout,
+            data="rectified",
+            balanced=False,
+        )
 
 
 LENET5 = (Layer("lenet5 conv1", 100, 20, (24, 24)), Layer("lenet5 conv2", 100, 50, (8, 8)))
@@ -264,4 +284,4 @@ RESNET50 = (  # 224x224 images; four of the wide convolutions are shortcuts, and
     Layer("resnet50 stage 4 wide", 128, 2048, (7, 7), 4),
 )
 ROWS = (Layer("rows", 128, 512, ()),)  # (N, F): one value per filter, as after global pooling
-LAYERS = (*LENET5, *VGG16, *ROWS)
+LAYERS = (*LENET5, *VGG16, *ROWS, *RESNET56)  # what is timed on a CPU

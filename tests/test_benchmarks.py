@@ -186,7 +186,7 @@ def test_pages_are_what_the_json_renders_to(capsys, monkeypatch):
 
 
 def copy_of_results(folder, *, gpu=False):
-    names = ["README.md", "docs/results.md", report.PRUNING, report.CPU_LAYERS]
+    names = ["README.md", "docs/results.md", report.PRUNING, report.CPU]
     if gpu:
         names += [n for n in (report.GPU_LAYERS, report.GPU_STEPS, report.GPU_PROFILE) if (report.ROOT / n).exists()]
     for name in names:

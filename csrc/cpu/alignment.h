@@ -18,24 +18,25 @@
 namespace hrel::cpu::HREL_LEVEL {
 
 // Bins by the leading bits of a number: 2^kBits for each power of two, and one around 0 up to 2^kNear. The rest of the
-// series is then below 2e-7 of the summands in float32 and 1e-14 in float64. kKernels are evaluated at a time, which
-// share the exponentials; in float64 their bins would not fit into the cache.
+// series is then below 2e-7 of the summands in float32 and 1e-14 in float64. Each of kCopies has bins of its own; in
+// float64 more than one would not fit into the cache.
 template <class Value>
 struct Binning;
 template <>
 struct Binning<float> {
-  using Bits = std::uint32_t;
+  using Bits = std::int32_t;
   static constexpr int kBits = 4, kNear = -5;
-  static constexpr int kKernels = Lanes<FloatPack>::kCount;
+  static constexpr int kCopies = Lanes<FloatPack>::kCount;
 };
 template <>
 struct Binning<double> {
-  using Bits = std::uint64_t;
+  using Bits = std::int64_t;
   static constexpr int kBits = 10, kNear = -12;
-  static constexpr int kKernels = 1;
+  static constexpr int kCopies = 1;
 };
 
-// The weight of some pairs, and their sums of weight * delta, delta^2 / 2, delta^3 / 6.
+// The weight of some pairs, and their sums of weight * delta, delta^2 / 2, delta^3 / 6; without the divisors while the
+// bins are filled.
 template <class Value>
 struct Moments;
 template <>
@@ -45,12 +46,6 @@ struct Moments<float> {
 template <>
 struct Moments<double> {
   typedef double Type __attribute__((vector_size(32)));
-};
-
-// Of all pairs of samples, and of those with labels alike.
-template <class Value>
-struct Bin {
-  typename Moments<Value>::Type all, labelled;
 };
 
 // Distances are measured so that the narrowest of the widths is 1. Beyond 2^kFar even the widest kernel is 0.
@@ -63,43 +58,64 @@ inline constexpr Index kNumBins = 1 + (Index{kFar - Binning<Value>::kNear} << Bi
 template <class Value>
 struct AlignmentScratch {
   explicit AlignmentScratch(Scratch& memory)
-      : bins(memory.take<Bin<Value>>(kNumBins<Value> * Binning<Value>::kKernels)),
+      : all(memory.take<typename Moments<Value>::Type>(kPlaces)),
+        labelled(memory.take<typename Moments<Value>::Type>(kPlaces)),
         centres(memory.take<Value>(kNumBins<Value>)) {}
 
-  Bin<Value>* bins;  // [kNumBins, kKernels]
-  Value* centres;    // of the bins that hold something, when they have been moved together
+  // [kNumBins + 1, kCopies] the last bin for what lies past all bins, which is not read
+  static constexpr Index kPlaces = (kNumBins<Value> + 1) * Binning<Value>::kCopies;
+  typename Moments<Value>::Type* all;       // of all pairs of samples
+  typename Moments<Value>::Type* labelled;  // of those with labels alike
+  Value* centres;                           // of the bins that hold something, when they have been moved together
 };
 
-// The bin of x >= 0; -1 for one past all bins.
+// A number's bits without those that its bin does not tell apart.
 template <class Value>
-HREL_HD Index bin_of(Value x) {
-  using B = Binning<Value>;
-  constexpr int kShift = std::numeric_limits<Value>::digits - 1 - B::kBits;
-  constexpr Value kLowest = Value(1) / (1 << -B::kNear), kPast = Value(Index{1} << kFar);
-  constexpr Index kFirst = static_cast<Index>(__builtin_bit_cast(typename B::Bits, kLowest) >> kShift);
-  if (!(x >= kLowest)) return 0;
-  if (!(x < kPast)) return -1;
-  return 1 + static_cast<Index>(__builtin_bit_cast(typename B::Bits, x) >> kShift) - kFirst;
-}
+inline constexpr int kBinShift = std::numeric_limits<Value>::digits - 1 - Binning<Value>::kBits;
+template <class Value>
+inline constexpr Value kLowest = Value(1) / (1 << -Binning<Value>::kNear);
+template <class Value>
+inline constexpr auto kFirstBits =
+    __builtin_bit_cast(typename Binning<Value>::Bits, kLowest<Value>) >> kBinShift<Value>;
 
 template <class Value>
 HREL_HD Value centre_of(Index bin) {
-  using B = Binning<Value>;
-  constexpr int kShift = std::numeric_limits<Value>::digits - 1 - B::kBits;
-  constexpr Value kLowest = Value(1) / (1 << -B::kNear);
-  constexpr typename B::Bits kFirst = __builtin_bit_cast(typename B::Bits, kLowest) >> kShift;
   if (bin == 0) return 0;  // so that equal maps are exact, and equal alignments stay equal
-  auto const leading = kFirst + static_cast<typename B::Bits>(bin - 1);
-  return __builtin_bit_cast(Value, (leading << kShift) | (typename B::Bits{1} << (kShift - 1)));
+  auto const leading = kFirstBits<Value> + static_cast<typename Binning<Value>::Bits>(bin - 1);
+  return __builtin_bit_cast(Value,
+                            leading << kBinShift<Value> | typename Binning<Value>::Bits{1} << (kBinShift<Value> - 1));
 }
 
-// Their powers, without the factors of the series.
-template <class Value>
-HREL_HD void add_moments(typename Moments<Value>::Type& moments, Value weight, Value delta) {
+// Adds x[lane] >= 0 with its weight to its bin of copy `lane`. All but the sums is done for the whole pack at once.
+template <class Pack>
+HREL_HD void add_to_bins(Pack x, Pack weight, typename Moments<typename Lanes<Pack>::Scalar>::Type* bins) {
+  using Value = typename Lanes<Pack>::Scalar;
+  using Integers = typename Lanes<Pack>::Exponent;
+  using Bits = typename Binning<Value>::Bits;
   using Type = typename Moments<Value>::Type;
-  // weight {1, delta, delta^2, delta^3} in multiply-adds: shuffles would cost more.
-  moments += (delta * Type{0, 1, 1, 1} + Type{1, 0, 0, 0}) * weight *
-             ((delta * Type{0, 0, 1, 1} + Type{1, 1, 0, 0}) * (delta * Type{0, 0, 0, 1} + Type{1, 1, 1, 0}));
+  constexpr int kLanes = Lanes<Pack>::kCount, kCopies = Binning<Value>::kCopies, kMoments = 4;
+  constexpr Value kPast = Value(Index{1} << kFar);
+  Integers const leading = __builtin_bit_cast(Integers, x) >> kBinShift<Value>;
+  Integers const inside = x >= kLowest<Value>;  // NaN, too, goes into the bin around 0
+  Integers const centre = leading << kBinShift<Value> | Bits{1} << (kBinShift<Value> - 1);
+  Integers bin = inside & (leading - (kFirstBits<Value> - 1));
+  bin = x >= kPast ? Integers{} + static_cast<Bits>(kNumBins<Value>) : bin;
+  bin *= Bits{kCopies};
+  Pack const delta = x - __builtin_bit_cast(Pack, inside & centre);
+  Pack powers[kMoments] = {weight, weight * delta};
+  powers[2] = powers[1] * delta;
+  powers[3] = powers[2] * delta;
+  if constexpr (kLanes >= kMoments) transpose(powers);
+#pragma GCC unroll 8
+  for (int lane = 0; lane < kLanes; ++lane) {
+    Type moments;
+    if constexpr (kLanes >= kMoments) {
+      moments = reinterpret_cast<Type const*>(&powers[lane % kMoments])[lane / kMoments];
+    } else {
+      for (int k = 0; k < kMoments; ++k) moments[k] = powers[k][lane];
+    }
+    bins[static_cast<Index>(bin[lane]) + lane % kCopies] += moments;
+  }
 }
 
 // Sum of weight * exp(-s delta).
@@ -108,33 +124,91 @@ HREL_HD Pack series(Type const& moments, Pack s) {
   return moments[0] - s * (moments[1] - s * (moments[2] - s * moments[3]));
 }
 
-// The bins of kKernels kernels, from squared_distance(k, offset) of their triangles. The kernels take turns at every
-// element, so that sums of one bin seldom wait for each other.
-template <class Value, class Scalar, class SquaredDistance>
-HREL_HD void fill_bins(LabelView<Scalar> const& labels, Index n, Value const (&inverse_width)[Binning<Value>::kKernels],
-                       SquaredDistance const& squared_distance, Bin<Value>* bins) {
-  constexpr int kKernels = Binning<Value>::kKernels;
-  for (Index b = 0; b < kNumBins<Value> * kKernels; ++b) bins[b] = Bin<Value>{};
-  // Calls add(bin, delta) for the element of every kernel.
-  auto const place = [&](Index offset, auto const& add) __attribute__((always_inline)) {
-#pragma GCC unroll 8
-    for (int k = 0; k < kKernels; ++k) {
-      // Twice times 1/sigma: its square may not be a normal number.
-      Value const x = static_cast<Value>(squared_distance(k, offset)) * inverse_width[k] * inverse_width[k];
-      Index const bin = bin_of(x);
-      if (bin >= 0) add(bins[bin * kKernels + k], x - centre_of<Value>(bin));
-    }
+// Where fill_bins takes its numbers from, d2 in units of the narrowest width: a triangle of kKernels kernels, one a
+// lane.
+template <class Pack>
+struct KernelsInLanes {
+  using Value = typename Lanes<Pack>::Scalar;
+  static constexpr int kKernels = Lanes<Pack>::kCount;
+  static_assert(kKernels == Binning<Value>::kCopies);
+
+  Pack const* triangle;
+  Pack inverse_width;
+
+  HREL_HD void add(Index offset, Value weight, typename Moments<Value>::Type* bins) {
+    // Twice times 1/sigma: its square may not be a normal number.
+    add_to_bins(triangle[offset] * inverse_width * inverse_width, splat<Pack>(weight), bins);
+  }
+  HREL_HD void finish(typename Moments<Value>::Type*) {}
+};
+
+// The same for one kernel, from squared_distance(offset): as many of its elements as there are lanes at a time.
+template <class Pack, class SquaredDistance>
+struct ElementsInLanes {
+  using Value = typename Lanes<Pack>::Scalar;
+  static constexpr int kKernels = 1, kLanes = Lanes<Pack>::kCount;
+
+  SquaredDistance const& squared_distance;
+  Value inverse_width;
+  Pack x{}, weights{};
+  int held = 0;
+
+  HREL_HD void add(Index offset, Value weight, typename Moments<Value>::Type* bins) {
+    reinterpret_cast<Value*>(&x)[held] = static_cast<Value>(squared_distance(offset)) * inverse_width * inverse_width;
+    reinterpret_cast<Value*>(&weights)[held] = weight;
+    if (++held == kLanes) finish(bins);
+  }
+  HREL_HD void finish(typename Moments<Value>::Type* bins) {
+    add_to_bins(x, weights, bins);
+    x = weights = Pack{};  // lanes that the last elements leave over weigh nothing
+    held = 0;
+  }
+};
+
+// What makes one of them from an inverse width.
+template <class Pack, class SquaredDistance>
+HREL_HD auto elements_in_lanes(SquaredDistance const& squared_distance) {
+  return [&](typename Lanes<Pack>::Scalar const* inverse_width) __attribute__((always_inline)) {
+    return ElementsInLanes<Pack, SquaredDistance>{squared_distance, *inverse_width};
   };
+}
+
+template <class Value, class Scalar, class Source>
+HREL_HD void fill_bins(LabelView<Scalar> const& labels, Index n, Source source, AlignmentScratch<Value> const& s) {
+  for (Index b = 0; b < s.kPlaces; ++b) s.all[b] = s.labelled[b] = typename Moments<Value>::Type{};
   for_each_element(n, [&](Index offset, Index row, Index column, int copies) __attribute__((always_inline)) {
-    if (row >= n || column >= n) return;
-    place(offset, [&](Bin<Value>& bin, Value delta)
-                      __attribute__((always_inline)) { add_moments(bin.all, static_cast<Value>(copies), delta); });
+    if (row < n && column < n) source.add(offset, static_cast<Value>(copies), s.all);
   });
+  source.finish(s.all);
   for_each_labelled_element(labels, n, [&](Index offset, Scalar weight, int copies) __attribute__((always_inline)) {
-    place(offset, [&](Bin<Value>& bin, Value delta) __attribute__((always_inline)) {
-      add_moments(bin.labelled, static_cast<Value>(weight) * static_cast<Value>(copies), delta);
-    });
+    source.add(offset, static_cast<Value>(weight) * static_cast<Value>(copies), s.labelled);
   });
+  source.finish(s.labelled);
+}
+
+// Moves the bins that hold something together, [held, kKernels], with the factors of the series; returns how many.
+template <int kKernels, class Value>
+HREL_HD Index gather_bins(AlignmentScratch<Value> const& s) {
+  using Type = typename Moments<Value>::Type;
+  constexpr int kCopies = Binning<Value>::kCopies;
+  Type const factors{1, 1, Value(0.5), Value(1.0 / 6)};
+  Index held = 0;
+  for (Index b = 0; b < kNumBins<Value>; ++b) {
+    bool empty = true;
+    for (int copy = 0; copy < kCopies; ++copy) empty = empty && s.all[b * kCopies + copy][0] == 0;
+    if (empty) continue;
+    Type all[kKernels] = {}, labelled[kKernels] = {};
+    for (int copy = 0; copy < kCopies; ++copy) {
+      all[copy % kKernels] += s.all[b * kCopies + copy];
+      labelled[copy % kKernels] += s.labelled[b * kCopies + copy];
+    }
+    for (int k = 0; k < kKernels; ++k) {
+      s.all[held * kKernels + k] = all[k] * factors;
+      s.labelled[held * kKernels + k] = labelled[k] * factors;
+    }
+    s.centres[held++] = centre_of<Value>(b);
+  }
+  return held;
 }
 
 template <class Scalar>
@@ -146,14 +220,16 @@ HREL_HD double sum_of_squares(LabelView<Scalar> const& labels, Index n) {
   return sum;
 }
 
-// alignment[k * num_widths + m] of `count` <= Binning::kKernels kernels for widths multiples[m] * mean_distance[k],
-// from squared_distance(k, offset) of the triangles. NaN where the mean distance is not finite.
-template <class Pack, class Scalar, class SquaredDistance>
+// alignment[k * num_widths + m] of `count` <= kKernels kernels for widths multiples[m] * mean_distance[k]; they share
+// the exponentials. source(inverse_width), of an array, makes what fill_bins reads. NaN where the mean distance is not
+// finite.
+template <class Pack, class Scalar, class MakeSource>
 HREL_HD void alignment_of_kernels(LabelView<Scalar> const& labels, Index n, Scalar const* multiples, Index num_widths,
-                                  int count, double const* mean_distance, SquaredDistance const& squared_distance,
+                                  int count, double const* mean_distance, MakeSource const& source,
                                   AlignmentScratch<typename Lanes<Pack>::Scalar> const& s, Scalar* alignment) {
   using Value = typename Lanes<Pack>::Scalar;
-  constexpr int kLanes = Lanes<Pack>::kCount, kKernels = Binning<Value>::kKernels;
+  constexpr int kLanes = Lanes<Pack>::kCount;
+  constexpr int kKernels = decltype(source(static_cast<Value const*>(nullptr)))::kKernels;
   double const label_squares = sum_of_squares(labels, n);
   // A run of widths that are not too far apart to share the bins: all of them, but for unusual searches.
   for (Index first = 0, end = 0; first < num_widths; first = end) {
@@ -171,19 +247,8 @@ HREL_HD void alignment_of_kernels(LabelView<Scalar> const& labels, Index n, Scal
       // Where all maps are equal every width gives the same kernel, and 0 gives it without dividing by 0.
       inverse_width[k] = static_cast<Value>(mean > 0 ? 1 / (narrowest * mean) : 0);
     }
-    fill_bins(labels, n, inverse_width, squared_distance, s.bins);
-    Index held = 0;
-    for (Index b = 0; b < kNumBins<Value>; ++b) {
-      bool empty = true;
-      for (int k = 0; k < kKernels; ++k) empty = empty && s.bins[b * kKernels + k].all[0] == 0;
-      if (empty) continue;
-      typename Moments<Value>::Type const factors{1, 1, Value(0.5), Value(1.0 / 6)};
-      for (int k = 0; k < kKernels; ++k) {
-        s.bins[held * kKernels + k] = {s.bins[b * kKernels + k].all * factors,
-                                       s.bins[b * kKernels + k].labelled * factors};
-      }
-      s.centres[held++] = centre_of<Value>(b);
-    }
+    fill_bins<Value>(labels, n, source(inverse_width), s);
+    Index const held = gather_bins<kKernels>(s);
     for (Index m = first; m < end; m += kLanes) {
       Pack inverse_square{}, products[kKernels] = {}, squares[kKernels] = {};
       for (int lane = 0; lane < kLanes; ++lane) {
@@ -192,11 +257,10 @@ HREL_HD void alignment_of_kernels(LabelView<Scalar> const& labels, Index n, Scal
       }
       for (Index b = 0; b < held; ++b) {
         Pack const kernel = 1 - one_minus_exp(inverse_square * s.centres[b]), twice = inverse_square + inverse_square;
-        Bin<Value> const* const bins = s.bins + b * kKernels;
 #pragma GCC unroll 8
         for (int k = 0; k < kKernels; ++k) {
-          products[k] += kernel * series(bins[k].labelled, inverse_square);
-          squares[k] += kernel * kernel * series(bins[k].all, twice);
+          products[k] += kernel * series(s.labelled[b * kKernels + k], inverse_square);
+          squares[k] += kernel * kernel * series(s.all[b * kKernels + k], twice);
         }
       }
       for (int k = 0; k < count; ++k) {
@@ -233,10 +297,11 @@ HREL_HD void mean_distances(Pack const* triangle, Index n, double* mean) {
 template <class Pack, class Scalar>
 HREL_HD void alignment_of_group(AlignmentProblem<Scalar> const& problem, Index first_filter, int num_filters,
                                 Scratch memory) {
+  using Value = typename Lanes<Pack>::Scalar;
   Index const n = problem.acts.num_samples;
   Pack* const triangle = memory.take<Pack>(triangle_elements(n));
   DistanceScratch<Pack> const distances(memory, n);
-  AlignmentScratch<typename Lanes<Pack>::Scalar> const scratch(memory);
+  AlignmentScratch<Value> const scratch(memory);
   FilterSource<Scalar, Pack> const source{problem.acts, first_filter, num_filters, splat<Pack>(1)};
   squared_distances(source, problem.labels.order, distances, triangle);
   double mean[Lanes<Pack>::kCount];
@@ -244,13 +309,21 @@ HREL_HD void alignment_of_group(AlignmentProblem<Scalar> const& problem, Index f
   for (int lane = 0; lane < num_filters; ++lane) {
     problem.mean_distance[first_filter + lane] = static_cast<Scalar>(mean[lane]);
   }
-  constexpr int kKernels = Binning<typename Lanes<Pack>::Scalar>::kKernels;
-  for (int lane = 0; lane < num_filters; lane += kKernels) {
-    int const count = num_filters - lane < kKernels ? num_filters - lane : kKernels;
-    alignment_of_kernels<Pack>(
-        problem.labels, n, problem.multiples, problem.num_widths, count, mean + lane,
-        [&](int k, Index offset) { return triangle[offset][lane + k]; }, scratch,
-        problem.alignment + (first_filter + lane) * problem.num_widths);
+  auto const align = [&](int lane, int count, auto const& source) __attribute__((always_inline)) {
+    alignment_of_kernels<Pack>(problem.labels, n, problem.multiples, problem.num_widths, count, mean + lane, source,
+                               scratch, problem.alignment + (first_filter + lane) * problem.num_widths);
+  };
+  if constexpr (Binning<Value>::kCopies == Lanes<Pack>::kCount) {
+    align(0, num_filters, [&](Value const* inverse_width) {
+      Pack inverse_widths;
+      for (int lane = 0; lane < Lanes<Pack>::kCount; ++lane) inverse_widths[lane] = inverse_width[lane];
+      return KernelsInLanes<Pack>{triangle, inverse_widths};
+    });
+  } else {
+    for (int lane = 0; lane < num_filters; ++lane) {
+      auto const squared_distance = [&](Index offset) __attribute__((always_inline)) { return triangle[offset][lane]; };
+      align(lane, 1, elements_in_lanes<Pack>(squared_distance));
+    }
   }
 }
 

@@ -25,29 +25,22 @@ HREL_HD bool has_long_maps(ActivationView<Scalar> const& acts) {
 // One filter a lane, of filters first_filter .. first_filter + num_filters - 1; lanes past them repeat the first one.
 template <class Scalar, class Pack>
 struct FilterSource {
-  using Value = typename Lanes<Pack>::Scalar;
   ActivationView<Scalar> acts;
   Index first_filter;
   int num_filters;
   Pack scale;  // powers of two, so that scaling rounds nothing
 
-  // Calls write(p, lane, value) for the positions first .. first + positions - 1 of one sample.
-  template <class Write>
-  HREL_HD void copy(Index sample, Index first, Index positions, Write const& write) const {
+  // The positions first .. first + positions - 1 of one sample, to out[p * kTile].
+  HREL_HD void copy(Index sample, Index first, Index positions, Pack* out) const {
+    constexpr int kLanes = Lanes<Pack>::kCount;
     Scalar const* const map = acts.map(sample, first_filter) + first * acts.feature_stride;
-    if (acts.filter_stride == 1 && num_filters == Lanes<Pack>::kCount) {  // channels_last: neighbours are neighbours
-      for (Index p = 0; p < positions; ++p) {
-        for (int lane = 0; lane < Lanes<Pack>::kCount; ++lane) {
-          write(p, lane, static_cast<Value>(map[p * acts.feature_stride + lane]) * scale[lane]);
-        }
-      }
+    if (acts.filter_stride == 1 && num_filters == kLanes) {  // channels_last: neighbours are neighbours
+      for (Index p = 0; p < positions; ++p) out[p * kTile] = load<Pack>(map + p * acts.feature_stride) * scale;
       return;
     }
-    for (int lane = 0; lane < Lanes<Pack>::kCount; ++lane) {
-      Scalar const* const row = map + (lane < num_filters ? lane : 0) * acts.filter_stride;
-      for (Index p = 0; p < positions; ++p)
-        write(p, lane, static_cast<Value>(row[p * acts.feature_stride]) * scale[lane]);
-    }
+    Scalar const* rows[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) rows[lane] = map + (lane < num_filters ? lane : 0) * acts.filter_stride;
+    interleave(rows, acts.feature_stride, positions, scale, out, kTile);
   }
 };
 
@@ -55,7 +48,6 @@ struct FilterSource {
 template <class Scalar, class Pack>
 HREL_HD void stage(FilterSource<Scalar, Pack> const& source, Index const* order, Index first, Index positions,
                    Pack* staged) {
-  using L = Lanes<Pack>;
   Index const num_samples = source.acts.num_samples;
   for (Index row = 0; row < padded(num_samples); ++row) {
     Pack* const out = staged + row / kTile * kTile * positions + row % kTile;
@@ -63,8 +55,7 @@ HREL_HD void stage(FilterSource<Scalar, Pack> const& source, Index const* order,
       for (Index p = 0; p < positions; ++p) out[p * kTile] = Pack{};
       continue;
     }
-    source.copy(order[row], first, positions,
-                [&](Index p, int lane, typename L::Scalar value) { out[p * kTile][lane] = value; });
+    source.copy(order[row], first, positions, out);
   }
 }
 

@@ -22,15 +22,23 @@ struct NativePack<double> {
   using Type = DoublePack;
 };
 
+// Groups of at most one member a lane. The fewest that do, as a group takes its time however few its members are; but
+// long maps are read one after the other, so there all threads get their share of them.
 template <class Pack>
-Index groups_of(Index count) {
-  return (count + Lanes<Pack>::kCount - 1) / Lanes<Pack>::kCount;
+Index num_groups(Index count, bool members_take_turns, Index num_threads) {
+  Index const width = Lanes<Pack>::kCount * (members_take_turns ? num_threads : 1);
+  Index const groups = (count + width - 1) / width * (width / Lanes<Pack>::kCount);
+  return groups < count ? groups : count;
 }
 
-template <class Pack>
-int members_of(Index group, Index count) {
-  Index const rest = count - group * Lanes<Pack>::kCount;
-  return static_cast<int>(rest < Lanes<Pack>::kCount ? rest : Lanes<Pack>::kCount);
+struct Members {
+  Index first;
+  int count;
+};
+
+Members members_of(Index group, Index num_groups, Index count) {
+  Index const first = group * count / num_groups;
+  return {first, static_cast<int>((group + 1) * count / num_groups - first)};
 }
 
 template <class Scalar>
@@ -41,6 +49,7 @@ struct Relevance {
 
   static Index count(Problem const& problem) { return problem.acts.num_filters; }
   static Index size(Problem const& problem) { return problem.acts.num_samples; }
+  static bool members_take_turns(Problem const& problem) { return has_long_maps(problem.acts); }
 
   template <class Pack>
   static void run(Problem const& problem, Index first, int members, Scratch memory, bool* doubtful) {
@@ -56,6 +65,7 @@ struct MatrixEntropy {
 
   static Index count(Problem const& problem) { return problem.gram.num_matrices; }
   static Index size(Problem const& problem) { return problem.gram.size; }
+  static bool members_take_turns(Problem const&) { return false; }
 
   template <class Pack>
   static void run(Problem const& problem, Index first, int members, Scratch memory, bool* doubtful) {
@@ -71,9 +81,11 @@ struct Entropies {
 
   static bool takes_eigenvalues(Problem const& problem) { return problem.order.spectrum == Spectrum::kEigenvalues; }
 
-  static Index num_tasks(Problem const& problem) {
+  static Index num_tasks(Problem const& problem, Index num_threads) {
     Index const count = Group::count(problem);
-    return takes_eigenvalues(problem) ? groups_of<DoublePack>(count) : groups_of<Native>(count);
+    bool const in_turn = Group::members_take_turns(problem);
+    return takes_eigenvalues(problem) ? num_groups<DoublePack>(count, in_turn, num_threads)
+                                      : num_groups<Native>(count, in_turn, num_threads);
   }
 
   template <class Pack>
@@ -89,25 +101,24 @@ struct Entropies {
   }
 
   template <class Pack>
-  static void run_group(Problem const& problem, Index task, std::byte* scratch) {
-    constexpr int kLanes = Lanes<Pack>::kCount;
-    bool doubtful[kLanes] = {};
-    int const members = members_of<Pack>(task, Group::count(problem));
-    Group::template run<Pack>(problem, task * kLanes, members, Scratch{scratch}, doubtful);
-    for (int lane = 0; lane < members; ++lane) {
+  static void run_group(Problem const& problem, Members members, std::byte* scratch) {
+    bool doubtful[Lanes<Pack>::kCount] = {};
+    Group::template run<Pack>(problem, members.first, members.count, Scratch{scratch}, doubtful);
+    for (int lane = 0; lane < members.count; ++lane) {
       if (!doubtful[lane]) continue;
       Problem exact = problem;
       exact.order.spectrum = Spectrum::kEigenvalues;
       bool never[Lanes<DoublePack>::kCount] = {};
-      Group::template run<DoublePack>(exact, task * kLanes + lane, 1, Scratch{scratch}, never);
+      Group::template run<DoublePack>(exact, members.first + lane, 1, Scratch{scratch}, never);
     }
   }
 
-  static void run(Problem const& problem, Index task, std::byte* scratch) {
+  static void run(Problem const& problem, Index task, Index num_tasks, std::byte* scratch) {
+    Members const members = members_of(task, num_tasks, Group::count(problem));
     if (takes_eigenvalues(problem)) {
-      run_group<DoublePack>(problem, task, scratch);
+      run_group<DoublePack>(problem, members, scratch);
     } else {
-      run_group<Native>(problem, task, scratch);
+      run_group<Native>(problem, members, scratch);
     }
   }
 
@@ -119,7 +130,9 @@ struct FilterAlignment {
   using Pack = typename NativePack<Scalar>::Type;
   using Problem = AlignmentProblem<Scalar>;
 
-  static Index num_tasks(Problem const& problem) { return groups_of<Pack>(problem.acts.num_filters); }
+  static Index num_tasks(Problem const& problem, Index num_threads) {
+    return num_groups<Pack>(problem.acts.num_filters, has_long_maps(problem.acts), num_threads);
+  }
 
   static Index scratch_bytes(Problem const& problem) {
     Index const n = problem.acts.num_samples;
@@ -130,9 +143,9 @@ struct FilterAlignment {
     return memory.used;
   }
 
-  static void run(Problem const& problem, Index task, std::byte* scratch) {
-    alignment_of_group<Pack>(problem, task * Lanes<Pack>::kCount, members_of<Pack>(task, problem.acts.num_filters),
-                             Scratch{scratch});
+  static void run(Problem const& problem, Index task, Index num_tasks, std::byte* scratch) {
+    Members const members = members_of(task, num_tasks, problem.acts.num_filters);
+    alignment_of_group<Pack>(problem, members.first, members.count, Scratch{scratch});
   }
 
   static constexpr Kernel<Problem> kKernel{num_tasks, scratch_bytes, run};
@@ -143,7 +156,7 @@ struct LayerDistances {
   using Pack = typename NativePack<Scalar>::Type;
   using Problem = LayerAlignment<Scalar>;
 
-  static Index num_tasks(Problem const& layer) { return layer.num_slices; }
+  static Index num_tasks(Problem const& layer, Index) { return layer.num_slices; }
 
   static Index scratch_bytes(Problem const& layer) {
     Scratch memory{nullptr};
@@ -151,7 +164,7 @@ struct LayerDistances {
     return memory.used;
   }
 
-  static void run(Problem const& layer, Index task, std::byte* scratch) {
+  static void run(Problem const& layer, Index task, Index, std::byte* scratch) {
     ActivationView<Scalar> const& acts = layer.problem.acts;
     Index const values = acts.num_filters * acts.num_features;
     distances_of_slice<Pack>(acts, layer.problem.labels.order, task * values / layer.num_slices,
@@ -167,7 +180,7 @@ struct LayerWidths {
   using Pack = typename NativePack<Scalar>::Type;
   using Problem = LayerAlignment<Scalar>;
 
-  static Index num_tasks(Problem const&) { return 1; }
+  static Index num_tasks(Problem const&, Index) { return 1; }
 
   static Index scratch_bytes(Problem const&) {
     Scratch memory{nullptr};
@@ -175,14 +188,14 @@ struct LayerWidths {
     return memory.used;
   }
 
-  static void run(Problem const& layer, Index, std::byte* scratch) {
+  static void run(Problem const& layer, Index, Index, std::byte* scratch) {
     AlignmentProblem<Scalar> const& problem = layer.problem;
     Scratch memory{scratch};
     double const mean_distance = problem.mean_distance[0];
-    alignment_of_kernels<Pack>(
-        problem.labels, problem.acts.num_samples, problem.multiples, problem.num_widths, 1, &mean_distance,
-        [&](int, Index offset) { return layer.distances[offset]; }, AlignmentScratch<Scalar>(memory),
-        problem.alignment);
+    auto const squared_distance = [&](Index offset) __attribute__((always_inline)) { return layer.distances[offset]; };
+    alignment_of_kernels<Pack>(problem.labels, problem.acts.num_samples, problem.multiples, problem.num_widths, 1,
+                               &mean_distance, elements_in_lanes<Pack>(squared_distance),
+                               AlignmentScratch<Scalar>(memory), problem.alignment);
   }
 
   static constexpr Kernel<Problem> kKernel{num_tasks, scratch_bytes, run};

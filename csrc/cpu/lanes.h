@@ -4,6 +4,8 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #include "numerics/config.h"
 
@@ -68,6 +70,67 @@ HREL_HD Pack square_root(Pack x) {
   Pack root;
   for (int lane = 0; lane < Lanes<Pack>::kCount; ++lane) root[lane] = std::sqrt(x[lane]);
   return root;
+}
+
+// kLanes values that lie side by side in memory.
+template <class Pack, class Scalar>
+HREL_HD Pack load(Scalar const* values) {
+  using Value = typename Lanes<Pack>::Scalar;
+  Pack pack;
+  if constexpr (std::is_same_v<Scalar, Value>) {
+    __builtin_memcpy(&pack, values, sizeof(Pack));
+  } else {
+    for (int lane = 0; lane < Lanes<Pack>::kCount; ++lane) pack[lane] = static_cast<Value>(values[lane]);
+  }
+  return pack;
+}
+
+// The lanes of a whose number holds kStep change places with those of b whose number does not.
+template <int kStep, class Pack, int... kLane>
+HREL_HD void exchange(Pack& a, Pack& b, std::integer_sequence<int, kLane...>) {
+  constexpr int kLanes = sizeof...(kLane);
+  Pack const first = __builtin_shufflevector(a, b, (kLane & kStep ? kLanes + kLane - kStep : kLane)...);
+  b = __builtin_shufflevector(a, b, (kLane & kStep ? kLanes + kLane : kLane + kStep)...);
+  a = first;
+}
+
+// Transposes kSize packs, of each kSize lanes that lie side by side on their own; kSize divides the number of lanes.
+template <int kSize, int kStep = kSize / 2, class Pack>
+HREL_HD void transpose(Pack (&rows)[kSize]) {
+  if constexpr (kStep > 0) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kSize; ++i) {
+      if ((i & kStep) == 0) {
+        exchange<kStep>(rows[i], rows[i + kStep], std::make_integer_sequence<int, Lanes<Pack>::kCount>());
+      }
+    }
+    transpose<kSize, kStep / 2>(rows);
+  }
+}
+
+// out[p * step] = rows[lane][p * stride] * scale, one row a lane.
+template <class Pack, class Scalar>
+HREL_HD void interleave(Scalar const* const* rows, Index stride, Index count, Pack scale, Pack* __restrict out,
+                        Index step) {
+  using Value = typename Lanes<Pack>::Scalar;
+  constexpr int kLanes = Lanes<Pack>::kCount;
+  Index p = 0;
+  if (stride == 1) {
+    for (; p + kLanes <= count; p += kLanes) {
+      Pack block[kLanes];
+#pragma GCC unroll 8
+      for (int lane = 0; lane < kLanes; ++lane) block[lane] = load<Pack>(rows[lane] + p);
+      transpose(block);
+#pragma GCC unroll 8
+      for (int q = 0; q < kLanes; ++q) out[(p + q) * step] = block[q] * scale;
+    }
+  }
+  for (; p < count; ++p) {
+    Pack values;
+#pragma GCC unroll 8
+    for (int lane = 0; lane < kLanes; ++lane) values[lane] = static_cast<Value>(rows[lane][p * stride]);
+    out[p * step] = values * scale;
+  }
 }
 
 // 1 - exp(-t) for t >= 0 to a small relative error also for tiny t: with -t = (k + r) ln 2, |r| <= 1/2, it is

@@ -28,7 +28,7 @@ AlignedBytes allocate(Index bytes) {
 // here.
 template <class Problem>
 void run_tasks(Kernel<Problem> const& kernel, Problem const& problem, NumThreads threads) {
-  Index const num_tasks = kernel.num_tasks(problem);
+  Index const num_tasks = kernel.num_tasks(problem, threads.value);
   Index const bytes = kernel.scratch_bytes(problem);
   std::atomic<Index> next{0};
   std::exception_ptr failure;
@@ -36,7 +36,7 @@ void run_tasks(Kernel<Problem> const& kernel, Problem const& problem, NumThreads
   auto const work = [&] {
     try {
       AlignedBytes const scratch = allocate(bytes);
-      for (Index task = next++; task < num_tasks; task = next++) kernel.run(problem, task, scratch.get());
+      for (Index task = next++; task < num_tasks; task = next++) kernel.run(problem, task, num_tasks, scratch.get());
     } catch (...) {
       std::lock_guard const lock(failure_mutex);
       if (!failure) failure = std::current_exception();

@@ -10,9 +10,9 @@ namespace hrel::cpu {
 
 template <class Problem>
 struct Kernel {
-  Index (*num_tasks)(Problem const&);
-  Index (*scratch_bytes)(Problem const&);  // of one thread
-  void (*run)(Problem const&, Index task, std::byte* scratch);
+  Index (*num_tasks)(Problem const&, Index num_threads);  // decides nothing but who computes what, never the results
+  Index (*scratch_bytes)(Problem const&);                 // of one thread
+  void (*run)(Problem const&, Index task, Index num_tasks, std::byte* scratch);
 };
 
 // The layer's width in two kernels: distances slice by slice, then, when they are summed, the alignment of every width.

@@ -81,16 +81,16 @@ HREL_HD void pack_positions(MapView<Scalar> const& map, Index const* order, Inde
       Index const i = pack * kLanes + lane;
       sample[lane] = map.data + order[i < map.num_samples ? i : 0] * map.sample_stride + (contiguous ? first : 0);
     }
-    auto const values_at = [&](Index place) __attribute__((always_inline)) {
-      Pack values;
-#pragma GCC unroll 16
-      for (int lane = 0; lane < kLanes; ++lane) values[lane] = static_cast<Value>(sample[lane][place]);
-      return values * scale;
-    };
     if (contiguous) {
-      for (Index p = 0; p < positions; ++p) out[p] = values_at(p);
-    } else {
-      for (Index p = 0; p < positions; ++p) out[p] = values_at(map.offset(first + p));
+      interleave(sample, 1, positions, splat<Pack>(scale), out, 1);
+      continue;
+    }
+    for (Index p = 0; p < positions; ++p) {
+      Index const place = map.offset(first + p);
+      Pack values;
+#pragma GCC unroll 8
+      for (int lane = 0; lane < kLanes; ++lane) values[lane] = static_cast<Value>(sample[lane][place]);
+      out[p] = values * scale;
     }
   }
 }

@@ -73,19 +73,23 @@ void an_indefinite_joint_matrix_is_redone_by_eigenvalues(cpu::Level const& level
 }
 
 void one_filter_and_many_give_the_same_bits_on_any_number_of_threads(cpu::Level const& level) {
-  Layer<float> all(37, 19, 40, 5, Data::kRectified, 7);
-  cpu::relevance(all.problem(kOrder101), cpu::NumThreads{3}, level);
-  for (Index f = 0; f < all.filters; ++f) {
-    float entropy = -1, joint = -1;
-    RelevanceProblem<float> one = all.problem(kOrder101);
-    one.acts.data += f * one.acts.filter_stride;
-    one.acts.num_filters = 1;
-    one.sigma += f;
-    one.entropy = &entropy;
-    one.joint_entropy = &joint;
-    cpu::relevance(one, cpu::NumThreads{1}, level);
-    CHECK(entropy == all.entropy[f]);
-    CHECK(joint == all.joint[f]);
+  for (Index features : {40, 90}) {  // short maps and long ones, whose groups depend on the threads
+    for (int threads : {1, 3, 7, 40}) {
+      Layer<float> all(37, 19, features, 5, Data::kRectified, 7);
+      cpu::relevance(all.problem(kOrder101), cpu::NumThreads{threads}, level);
+      for (Index f = 0; f < all.filters; ++f) {
+        float entropy = -1, joint = -1;
+        RelevanceProblem<float> one = all.problem(kOrder101);
+        one.acts.data += f * one.acts.filter_stride;
+        one.acts.num_filters = 1;
+        one.sigma += f;
+        one.entropy = &entropy;
+        one.joint_entropy = &joint;
+        cpu::relevance(one, cpu::NumThreads{1}, level);
+        CHECK(entropy == all.entropy[f]);
+        CHECK(joint == all.joint[f]);
+      }
+    }
   }
 }
 
@@ -171,9 +175,11 @@ void a_matrix_without_entropy_spoils_itself_alone(cpu::Level const& level) {
 
 template <class Scalar>
 void alignments_are_their_definition(cpu::Level const& level, double tolerance) {
-  for (bool per_filter : {false, true}) {
-    Layer<Scalar> layer(29, 11, 7, 4, Data::kRectified, 9);
-    std::vector<Scalar> const multiples{Scalar(0.3), Scalar(0.7), 1, Scalar(1.5), 2, 3, 5, 7, 9, 10, 20};
+  for (int round = 0; round < 4; ++round) {
+    bool const per_filter = round % 2 == 1;
+    Layer<Scalar> layer(29, 11, round < 2 ? 7 : 90, 4, Data::kRectified, 9);
+    // At the first one distances lie beyond the last bin.
+    std::vector<Scalar> const multiples{Scalar(1e-5), Scalar(0.3), Scalar(0.7), 1, Scalar(1.5), 2, 3, 5, 7, 9, 10, 20};
     Index const rows = per_filter ? layer.filters : 1, widths = static_cast<Index>(multiples.size());
     std::vector<Scalar> mean(rows), alignment(rows * widths);
     cpu::kernel_alignment(
