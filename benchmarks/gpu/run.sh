@@ -150,7 +150,7 @@ sanitizer() {
 sanitizer memcheck 60 180
 small=()
 [[ $device == cpu ]] && small=(--small)
-step bench 210 150 "$PYTHON" "$here/bench_layers.py" --device "$device" "${small[@]}" --time-limit @limit@ \
+step bench 210 110 "$PYTHON" "$here/bench_layers.py" --device "$device" "${small[@]}" --time-limit @limit@ \
   --out "$out/layers.json"
 sanitizer synccheck 40 130
 sanitizer initcheck 40 115
