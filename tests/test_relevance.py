@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: MIT
 
 import math
+import os
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis
@@ -243,6 +246,26 @@ def test_four_python_threads_at_once_get_the_same_bits(rng):
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda p: hrel_ext.relevance(*p), problems * 8))
     assert all(torch.equal(result, expected[i % 4]) for i, result in enumerate(results))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # multi-threaded, and forks
+def test_a_forked_child_computes_although_the_workers_stayed_with_its_parent(rng, restore_num_threads):
+    acts, labels = problem(rng, num_filters=50)
+    operands = testing.relevance_operands(acts, labels, 2.0, 1.01)
+    torch.set_num_threads(2)
+    expected = torch.ops.hrel_ext.relevance(*operands)
+    child = os.fork()
+    if child == 0:  # the op alone: PyTorch's own parallel loops would wait for workers that are not there
+        result = torch.ops.hrel_ext.relevance(*operands)
+        os._exit(0 if [r.tolist() for r in result] == [e.tolist() for e in expected] else 1)
+    end = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended == (child, 0)
 
 
 @pytest.mark.parametrize("layout", testing.LAYOUTS)

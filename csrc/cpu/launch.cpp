@@ -5,12 +5,17 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <thread>
 
 #include "cpu/triangle.h"
+#if defined(__linux__)
+#include <dlfcn.h>
+#include <unistd.h>
+#endif
 
 namespace hrel::cpu {
 namespace {
@@ -24,6 +29,28 @@ AlignedBytes allocate(Index bytes) {
   return AlignedBytes(new (std::align_val_t{kScratchAlignment}) std::byte[static_cast<std::size_t>(bytes)]);
 }
 
+#if defined(__linux__)
+pid_t const kProcess = getpid();  // that loaded this library
+#endif
+
+// Calls work() on `count` threads, the caller's among them. PyTorch's idle workers spin for milliseconds and would keep
+// threads of ours from their cores, so the work goes to them where PyTorch runs on GNU OpenMP: its entry point is found
+// by name, nothing is linked. A child after fork has none of those workers and takes threads of its own.
+template <class Work>
+void on_threads(Index count, Work& work) {
+#if defined(__linux__)
+  using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+  static auto const parallel = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  if (count > 1 && parallel != nullptr && getpid() == kProcess) {
+    parallel([](void* given) { (*static_cast<Work*>(given))(); }, &work, static_cast<unsigned>(count), 0);
+    return;
+  }
+#endif
+  std::vector<std::jthread> team;
+  for (Index i = 1; i < count; ++i) team.emplace_back(std::ref(work));
+  work();
+}
+
 // Runs every task of the kernel once. Tasks are handed out as threads become free; the first exception is rethrown
 // here.
 template <class Problem>
@@ -33,7 +60,7 @@ void run_tasks(Kernel<Problem> const& kernel, Problem const& problem, NumThreads
   std::atomic<Index> next{0};
   std::exception_ptr failure;
   std::mutex failure_mutex;
-  auto const work = [&] {
+  auto work = [&] {
     try {
       AlignedBytes const scratch = allocate(bytes);
       for (Index task = next++; task < num_tasks; task = next++) kernel.run(problem, task, num_tasks, scratch.get());
@@ -43,12 +70,7 @@ void run_tasks(Kernel<Problem> const& kernel, Problem const& problem, NumThreads
       next = num_tasks;  // the others need not go on
     }
   };
-  Index const helpers = std::min<Index>(threads.value, num_tasks) - 1;
-  {
-    std::vector<std::jthread> team;
-    for (Index i = 0; i < helpers; ++i) team.emplace_back(work);
-    work();
-  }
+  on_threads(std::min<Index>(threads.value, num_tasks), work);
   if (failure) std::rethrow_exception(failure);
 }
 
