@@ -94,6 +94,33 @@ def gpu_tables(results: Json, up: str) -> list[str]:
     return lines
 
 
+def gpu_summary(root: Path, up: str) -> list[str]:
+    """The totals of the networks alone; nothing where no GPU has been measured."""
+    results = read_gpu(root)
+    if results is None:
+        return []
+    environment = results["environment"]
+    rows = [
+        [
+            *(total["network"], str(total["num_samples"]), str(total["layers"])),
+            *(digits(total["op_ms"]), digits(total["public_ms"])),
+            *(f"{'~' if total.get(f'{b}_estimated') else ''}{total[f'over_{b}']:.0f}x" for b in BASELINES),
+        ]
+        for total in results["totals"]
+        if all(f"over_{b}" in total for b in BASELINES)
+    ]
+    return [
+        f"All convolutions of a network on an {environment['gpu']['name']}, `make bench-gpu`, torch "
+        f"{environment['torch']}: the kernels alone, `hrel_ext.relevance` as its caller waits for it, and how many "
+        f"times faster the latter is than the [baselines]({up}docs/results.md#scoring-a-layer-on-a-gpu) "
+        f"({link(GPU_LAYERS, up)}). PyTorch before 2.12 solves one eigenproblem after the other there; CuPy's solver "
+        "takes them in batches and is the fairer one to compare with.",
+        "",
+        *table(["network", "N", "layers", "kernels, ms", "call, ms", *BASELINES.values()], rows),
+        "",
+    ]
+
+
 def total_row(total: Json, baselines: list[str]) -> list[str]:
     timed = {b: f"{b}_ms" in total for b in baselines}
     marks = {b: "~" if total.get(f"{b}_estimated") else "" for b in baselines}
@@ -177,10 +204,8 @@ def gpu_section(root: Path, up: str) -> list[str]:
         "Medians ± half of the interquartile range.",
         "",
     ]
-    results = read(root, GPU_LAYERS)
-    if results and (results["environment"]["device"] != "cuda" or results["small"]):
-        raise ValueError(f"{GPU_LAYERS} must come from a whole run on a GPU, got one with --device cpu or --small")
-    if not results:
+    results = read_gpu(root)
+    if results is None:
         return [*lines, "**No GPU result has been measured yet.**"]
     lines += gpu_tables(results, up)
     for path, render in ((GPU_STEPS, steps_table), (GPU_PROFILE, profile_table)):
@@ -191,6 +216,13 @@ def gpu_section(root: Path, up: str) -> list[str]:
 
 def read(root: Path, path: str) -> Json | None:
     return json.loads((root / path).read_text()) if (root / path).exists() else None
+
+
+def read_gpu(root: Path) -> Json | None:
+    results = read(root, GPU_LAYERS)
+    if results and (results["environment"]["device"] != "cuda" or results["small"]):
+        raise ValueError(f"{GPU_LAYERS} must come from a whole run on a GPU, got one with --device cpu or --small")
+    return results
 
 
 def read_cpu(root: Path) -> Json:
@@ -205,7 +237,8 @@ def render(root: Path) -> dict[Path, str]:
     pruning, cpu = json.loads((root / PRUNING).read_text()), read_cpu(root)
     readme = root / "README.md"
     head, rest = readme.read_text().split(BEGIN)
-    tables = [head + BEGIN, *pruning_table(pruning, ""), "", *cpu_tables.speedup_table(cpu, link(CPU, "")), END]
+    scoring = [*gpu_summary(root, ""), *cpu_tables.speedup_table(cpu, link(CPU, ""))]
+    tables = [head + BEGIN, *pruning_table(pruning, ""), "", *scoring, END]
     up = "../"  # from docs/
     page = [
         "# Results",
