@@ -4,6 +4,7 @@
 // Not sorted: the emulator comes first.
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <string_view>
 
 #include "tests/problems.h"
@@ -182,7 +183,7 @@ void sums_of_equal_terms_agree_with_float64() {
     }
   }
   for (Data data : {Data::kFlat, Data::kLine, Data::kRectified}) {
-    Layer<float> layer(12, 1, cuda::kMostSplits * 3000, 4, data, 2);
+    Layer<float> layer(12, 1, cuda::kMostSplits * cuda::kLongestSum + 1000, 4, data, 2);  // two rounds
     emulator::clear_sites();
     CHECK(run(layer.problem(kOrder101), {7}) == 0);
     CHECK(products_were_taken() == (data == Data::kRectified));
@@ -339,7 +340,11 @@ void alignments_of_long_maps_are_their_definition() {
   for (Index m = 0; m < 5; ++m) CHECK_NEAR(alignment[m], expected.alignment[m], 1e-5);
 }
 
+// Every parts-th test, from number `part` on, so that processes can share them.
+int part = 0, parts = 1, num_tests = 0;
+
 void timed(char const* name, void (*test)()) {
+  if (num_tests++ % parts != part) return;
   auto const start = std::chrono::steady_clock::now();
   test();
   std::printf("%6.2f s  %s\n", std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), name);
@@ -350,7 +355,11 @@ void timed(char const* name, void (*test)()) {
 
 #define HREL_TIMED(test) ::hrel::timed(#test, ::hrel::test)
 
-int main() {
+int main(int count, char** arguments) {
+  if (count == 3) {
+    hrel::part = std::atoi(arguments[1]);
+    hrel::parts = std::atoi(arguments[2]);
+  }
   HREL_TIMED(every_size_agrees_with_float64);
   HREL_TIMED(every_kind_of_data_agrees_with_float64);
   HREL_TIMED(classes_of_every_size_agree_with_float64);
