@@ -20,6 +20,9 @@ def label_entropy(class_sizes: NDArray, across: float, alpha: float) -> float:
         across: of [0, 1].
         alpha: order of the entropy, > 0.
 
+    Returns:
+        bits, in float64.
+
     Source: Sanchez Giraldo, Rao, Principe, doi 10.1109/TIT.2014.2370058.
     """
     shares = class_sizes[class_sizes > 0] / class_sizes.sum()  # (C,), float64

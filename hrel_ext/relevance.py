@@ -87,7 +87,15 @@ def relevance_terms(
 
 
 def terms_of_batch(batch: Batch, sigma: float | Tensor | str | None, alpha: float) -> RelevanceTerms:
-    """``relevance_terms`` of a batch that is prepared already; with a given sigma the host waits once."""
+    """``relevance_terms`` of a batch that is prepared already; with a given sigma the host waits once.
+
+    Args:
+        batch: of `prepare`.
+        sigma, alpha: as for ``relevance``.
+
+    Raises:
+        TypeError, ValueError: as ``relevance``, for sigma, alpha, and the values of the tensors.
+    """
     alpha = positive("alpha", alpha)
     classes, widths_used = batch.classes, _filter_widths(sigma, batch)  # (F,)
     entropy, joint_entropy = _ops.relevance(

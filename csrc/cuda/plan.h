@@ -44,9 +44,8 @@ inline void check_size(Index num_samples, DeviceLimits const& limits) {
                               " on this device, got " + std::to_string(num_samples));
 }
 
-// Positions of a map shared out among several teams, whose partial distances are then added in order. On an H100 700
-// positions cost a team as much as the rest of its work, and reading a part as much as 100; 32 teams a filter fill any
-// chip.
+// Positions of a map shared out among several teams, whose partial distances are then added in order: few enough parts
+// that writing and reading them is worth it, and 32 teams a filter fill any chip.
 inline constexpr Index kPositionsPerSplit = 1024, kMostSplits = 32;
 
 constexpr Index num_splits(Index num_positions) {

@@ -152,6 +152,16 @@ inline double entropy_by_jacobi(std::vector<double> a, Index n, double alpha) {
   return entropy_bits_of_eigenvalues(spectrum.data(), n, alpha);
 }
 
+// The same problem with filter f alone, whose results go to `entropy` and `joint`.
+inline RelevanceProblem<float> only_filter(RelevanceProblem<float> problem, Index f, float& entropy, float& joint) {
+  problem.acts.data += f * problem.acts.filter_stride;
+  problem.acts.num_filters = 1;
+  problem.sigma += f;
+  problem.entropy = &entropy;
+  problem.joint_entropy = &joint;
+  return problem;
+}
+
 inline EntropyOrder const kOrder101{1.01, Spectrum::kRational, kRational101};
 inline EntropyOrder const kSquare{2, Spectrum::kSquare, {}}, kCube{3, Spectrum::kCube, {}};
 inline EntropyOrder const kShannon{1, Spectrum::kEigenvalues, {}}, kLarge{2.5, Spectrum::kEigenvalues, {}};

@@ -79,12 +79,7 @@ void one_filter_and_many_give_the_same_bits_on_any_number_of_threads(cpu::Level 
       cpu::relevance(all.problem(kOrder101), cpu::NumThreads{threads}, level);
       for (Index f = 0; f < all.filters; ++f) {
         float entropy = -1, joint = -1;
-        RelevanceProblem<float> one = all.problem(kOrder101);
-        one.acts.data += f * one.acts.filter_stride;
-        one.acts.num_filters = 1;
-        one.sigma += f;
-        one.entropy = &entropy;
-        one.joint_entropy = &joint;
+        RelevanceProblem<float> const one = only_filter(all.problem(kOrder101), f, entropy, joint);
         cpu::relevance(one, cpu::NumThreads{1}, level);
         CHECK(entropy == all.entropy[f]);
         CHECK(joint == all.joint[f]);

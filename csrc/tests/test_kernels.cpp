@@ -198,12 +198,7 @@ void one_filter_and_many_give_the_same_bits() {
       CHECK(run(all.problem(kOrder101), {8}) == 0);
       for (Index f = 0; f < all.filters; ++f) {
         float entropy = -1, joint = -1;
-        RelevanceProblem<float> one = all.problem(kOrder101);
-        one.acts.data += f * one.acts.filter_stride;
-        one.acts.num_filters = 1;
-        one.sigma += f;
-        one.entropy = &entropy;
-        one.joint_entropy = &joint;
+        RelevanceProblem<float> const one = only_filter(all.problem(kOrder101), f, entropy, joint);
         CHECK(run(one, {9}) == 0);
         CHECK(entropy == all.entropy[f]);
         CHECK(joint == all.joint[f]);
