@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hrel_ext import _ops
 from hrel_ext._batch import SIGMA_RULE, Batch, check_finite, check_widths, positive, prepare, read, widths
-from hrel_ext.entropy import label_entropy
+from hrel_ext.label_entropy import label_entropy
 from hrel_ext.width import aligned_width
 
 
