@@ -6,10 +6,12 @@ from itertools import chain
 
 import pytest
 import torch
+from PIL import Image
 
-from hrel_ext.pruning import check_schedule
+from hrel_ext.pruning import check_schedule, count
+from hrel_ext.pruning.pruner import remove_filters
 from hrel_ext.recipes import RECIPES
-from hrel_ext.zoo.data import DATASETS, Batches, Split, digits, mnist
+from hrel_ext.zoo.data import CIFAR10_MEAN, CIFAR10_STD, DATASETS, Batches, CropAndFlip, Split, cifar10, digits, mnist
 from hrel_ext.zoo.models import MODELS, lenet5
 
 
@@ -26,6 +28,42 @@ def test_lenet5_has_the_layers_of_the_published_code_and_scaled_weights():
     assert [network.get_submodule(name).out_features for name in ("fc1", "fc2", "fc3")] == [800, 500, 7]
     assert network.fc1.weight.std().item() == pytest.approx((2 / 800) ** 0.5, rel=0.01)  # Kaiming for 800 inputs
     assert not network.conv1.bias.any() and not network.fc3.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "conv_macs", "parameters"),
+    (  # published: VGG-16 313.73 M with biases and 14.98 M without batch norm, ResNet-56 125.49 M, ResNet-110 252.89 M
+        ("vgg16", 313_196_544, 14_991_946),
+        ("resnet20", 40_550_400, 269_722),
+        ("resnet56", 125_485_056, 853_018),
+        ("resnet110", 252_887_040, 1_727_962),
+    ),
+)
+def test_networks_for_cifar_cost_what_the_papers_say(name, conv_macs, parameters):
+    network = MODELS[name]()
+    cost = count(network, torch.zeros(1, 3, 32, 32))
+    assert (cost.conv_macs, cost.parameters) == (conv_macs, parameters)
+    assert MODELS[name](num_classes=7)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_a_shortcut_takes_every_second_pixel_and_pads_channels_with_zeros():
+    x = torch.randn(2, 16, 8, 8)
+    out = MODELS["resnet20"]().stage2[0].shortcut(x)
+    assert out.shape == (2, 32, 4, 4)
+    assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2]) and not out[:, :8].any() and not out[:, 24:].any()
+
+
+def test_filters_inside_the_blocks_of_a_residual_network_can_be_removed():
+    network = MODELS["resnet20"]()
+    for name, width in (("stage1.0.conv1", 16), ("stage2.0.conv1", 32), ("stage3.2.conv1", 64)):
+        remove_filters(network, torch.zeros(1, 3, 32, 32), {name: [0, 1, 2]})
+        assert network.get_submodule(name).out_channels == width - 3
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", ("resnet18", "mobilenet_v2"))
+def test_networks_of_torchvision_come_by_name(name):
+    assert MODELS[name](num_classes=5).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
 
 
 def test_digits_are_real_images_split_without_overlap_and_by_class():
@@ -52,6 +90,58 @@ def test_missing_mnist_says_how_to_give_its_folder(tmp_path, monkeypatch):
         mnist(None)
     with pytest.raises(FileNotFoundError, match=re.escape(f"no MNIST in {str(tmp_path)!r}")):
         mnist(tmp_path)
+
+
+@pytest.fixture
+def numbered_images(tmp_path):
+    """A folder cifar10/ of images: 5010 to learn from, 6 for the test; every pixel of one holds its number."""
+    for part, size in (("train", 5010), ("test", 6)):
+        for number in range(size):
+            folder = tmp_path / "cifar10" / part / f"class{number % 3}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (number % 256, number // 256, 7)).save(folder / f"{number:05}.png")
+    return tmp_path
+
+
+def test_cifar10_comes_from_a_folder_of_images_normalised_and_split(numbered_images):
+    splits = cifar10(numbered_images, seed=3)
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [10, 5000, 6]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (CIFAR10_MEAN, CIFAR10_STD))
+    numbers = []
+    for part in (splits.train, splits.validation):
+        pixels = (part.images * std + mean) * 255  # (N, 3, 32, 32)
+        number = (pixels[:, 0, 0, 0] + 256 * pixels[:, 1, 0, 0]).round().long()  # (N,)
+        assert torch.equal(part.labels, number % 3)
+        numbers += number.tolist()
+    assert sorted(numbers) == list(range(5010))
+    again = cifar10(numbered_images, seed=3)
+    assert torch.equal(again.train.images, splits.train.images)
+
+
+def test_missing_cifar10_says_how_to_give_its_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"no CIFAR10 in {str(tmp_path)!r}: give the folder")):
+        cifar10(tmp_path)
+
+
+def test_crops_are_windows_of_the_padded_image_some_of_them_mirrored():
+    images = torch.arange(1.0, 2 * 5 * 6 + 1).reshape(1, 2, 5, 6).repeat(200, 1, 1, 1)
+    out = CropAndFlip(2, (-1.0, -2.0))(images, torch.Generator().manual_seed(0))
+    padded = torch.stack([torch.nn.functional.pad(images[0, c], (2,) * 4, value=v) for c, v in enumerate((-1, -2))])
+    windows = padded.unfold(1, 5, 1).unfold(2, 6, 1).flatten(1, 2).transpose(0, 1)  # (25, 2, 5, 6)
+    choices = torch.cat([windows, windows.flip(-1)]).flatten(1)  # (50, 60)
+    drawn = (out.flatten(1)[:, None] == choices).all(-1)  # (200, 50)
+    assert (drawn.sum(1) == 1).all()
+    assert drawn.any(0).sum() > 40  # of 50 crops, 200 draws leave out one on average
+
+
+def test_batches_augment_by_their_seed_and_only_with_one():
+    split = Split(torch.randn(10, 3, 8, 8), torch.arange(10))
+    passes = [list(Batches(split, 5, seed=1, augment=CropAndFlip(1, (0.0, 0.0, 0.0)))) for _ in range(2)]
+    for (first, labels), (second, again) in zip(*passes, strict=True):
+        assert torch.equal(first, second) and torch.equal(labels, again)
+        assert not torch.equal(first, split.images[labels])
+    with pytest.raises(ValueError, match="augment must come with a seed, got seed None"):
+        Batches(split, 5, augment=CropAndFlip(1, (0.0, 0.0, 0.0)))
 
 
 def test_batches_keep_the_order_or_draw_a_new_one_in_each_pass(numbers):

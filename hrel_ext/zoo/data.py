@@ -2,20 +2,23 @@
 # SPDX-License-Identifier: MIT
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-MNIST_VALIDATION = 5000  # of 60,000 training images, as many as LeCun's and most later splits
+VALIDATION = 5000  # of the 50,000 or 60,000 training images, as many as most published splits
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of HRel's code
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images (N, C, H, W), float32 in [0, 1], and their labels (N,), int64."""
+    """Images (N, C, H, W), float32, scaled as the network sees them, and their labels (N,), int64."""
 
     images: Tensor
     labels: Tensor
@@ -49,18 +52,31 @@ class Batches:
         batch_size: samples in a mini-batch.
         seed: a new order of the samples in each pass, drawn from this seed; None keeps the order of the split.
         drop_last: leave out a last mini-batch that is not full.
+        augment: makes of the images (n, C, H, W) of a mini-batch those that are given out, with a generator on the CPU;
+            it needs a seed.
 
     Raises:
-        ValueError: ``batch_size`` below 1, or no mini-batch at all.
+        ValueError: ``batch_size`` below 1, no mini-batch at all, or ``augment`` without a seed.
     """
 
-    def __init__(self, split: Split, batch_size: int, *, seed: int | None = None, drop_last: bool = False) -> None:
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        drop_last: bool = False,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if len(split) < (batch_size if drop_last else 1):
             raise ValueError(f"a split must fill at least one batch of {batch_size}, got {len(split)} samples")
+        if augment is not None and seed is None:
+            raise ValueError("augment must come with a seed, got seed None")
         self._split = split
         self._batch_size = batch_size
+        self._augment = augment
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
         self._drop_last = drop_last
 
@@ -76,7 +92,37 @@ class Batches:
         for start in range(0, len(self) * self._batch_size, self._batch_size):
             rows = slice(start, start + self._batch_size)
             rows = rows if order is None else order[rows]  # slices of the split are views: no copy
-            yield images[rows], labels[rows]
+            batch = images[rows]
+            yield (batch if self._augment is None else self._augment(batch, self._generator)), labels[rows]
+
+
+@dataclass(frozen=True)
+class CropAndFlip:
+    """Random crops of the images with a margin, every second one mirrored, all of a mini-batch at once.
+
+    Attributes:
+        margin: pixels added on every side before an image of the old size is cut out.
+        fill: value of these pixels in each channel (C,): what black has become.
+    """
+
+    margin: int
+    fill: tuple[float, ...]
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return other images (n, C, H, W), on the device of the given ones."""
+        count, channels, height, width = images.shape
+        device, sides = images.device, 2 * self.margin
+        black = images.new_tensor(self.fill)[None, :, None, None].expand(count, -1, height + sides, width + sides)
+        padded = black.clone()  # (n, C, H + 2 margin, W + 2 margin)
+        padded[:, :, self.margin : self.margin + height, self.margin : self.margin + width] = images
+        top, left = torch.randint(sides + 1, (2, count, 1), generator=generator)  # (n, 1) each
+        columns = torch.arange(width).expand(count, -1)  # (n, W)
+        mirrored = torch.randint(2, (count, 1), generator=generator).bool()  # (n, 1)
+        columns = left + torch.where(mirrored, columns.flip(1), columns)
+        rows = top + torch.arange(height)  # (n, H)
+        which = torch.arange(count, device=device)[:, None, None, None]
+        channel = torch.arange(channels, device=device)[:, None, None]
+        return padded[which, channel, rows.to(device)[:, None, :, None], columns.to(device)[:, None, None, :]]
 
 
 def digits(seed: int = 0) -> Splits:
@@ -115,34 +161,104 @@ def mnist(data_dir: str | os.PathLike | None, seed: int = 0) -> Splits:
     Raises:
         ImportError: torchvision is not installed.
         FileNotFoundError: no folder was given, or MNIST is not in it.
+
+    Source: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits.
     """
+    return _idx("MNIST", data_dir, seed)
+
+
+def fashion_mnist(data_dir: str | os.PathLike | None, seed: int = 0) -> Splits:
+    """Fashion-MNIST in [0, 1], as `mnist`; the folder holds ``FashionMNIST/raw``.
+
+    Args:
+        data_dir, seed: as for `mnist`.
+
+    Raises:
+        ImportError, FileNotFoundError: as `mnist`.
+
+    Source: H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747.
+    """
+    return _idx("FashionMNIST", data_dir, seed)
+
+
+def cifar10(data_dir: str | os.PathLike | None, seed: int = 0) -> Splits:
+    """CIFAR-10 less the mean of each channel, over its standard deviation (those of HRel's code); from the files that
+    torchvision downloads, or from a folder of images. Nothing is downloaded.
+
+    Args:
+        data_dir: the folder that holds ``cifar-10-batches-py``, or ``cifar10/train`` and ``cifar10/test`` with a folder
+            of images for each class; None reads the environment variable HREL_DATA_DIR.
+        seed: draws the 5000 validation images from the 50,000 training images. The test split is the official one.
+
+    Raises:
+        ImportError: torchvision is not installed.
+        FileNotFoundError: no folder was given, or CIFAR-10 is not in it.
+
+    Source: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
+    """
+    datasets, hint = _torchvision("CIFAR10"), "give the folder that holds cifar-10-batches-py or cifar10"
+    folder = _folder("CIFAR10", data_dir, hint)
+    if (folder / "cifar-10-batches-py").is_dir():
+        both = [datasets.CIFAR10(folder, train=train, download=False) for train in (True, False)]
+        pixels = [(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in both]
+    elif all((folder / "cifar10" / part).is_dir() for part in ("train", "test")):
+        pixels = [_images(datasets.ImageFolder(folder / "cifar10" / part)) for part in ("train", "test")]
+    else:
+        raise FileNotFoundError(f"no CIFAR10 in {str(folder)!r}: {hint} by --data-dir or HREL_DATA_DIR")
+    mean, std = (torch.tensor(values)[:, None, None] for values in (CIFAR10_MEAN, CIFAR10_STD))
+    learn, test = (Split(_scaled(images).sub_(mean).div_(std), labels) for images, labels in pixels)
+    return _split_off_validation(learn, test, seed)
+
+
+def _idx(name: str, data_dir: str | os.PathLike | None, seed: int) -> Splits:
+    datasets, hint = _torchvision(name), f"give the folder that holds {name}/raw"
+    folder = _folder(name, data_dir, hint)
     try:
-        from torchvision.datasets import MNIST
-    except ImportError as error:
-        raise ImportError("MNIST needs torchvision: pip install 'hrel_ext[zoo]'") from error
-    data_dir = data_dir or os.environ.get("HREL_DATA_DIR")
-    hint = "give the folder that holds MNIST/raw by --data-dir or HREL_DATA_DIR"
-    if not data_dir:
-        raise FileNotFoundError(f"MNIST needs a folder: {hint}")
-    try:
-        learn, test = (MNIST(Path(data_dir), train=train, download=False) for train in (True, False))
+        learn, test = (getattr(datasets, name)(folder, train=train, download=False) for train in (True, False))
     except RuntimeError as error:  # what torchvision raises when files are missing
-        raise FileNotFoundError(f"no MNIST in {str(data_dir)!r}: {hint}") from error
-    order = torch.randperm(len(learn), generator=torch.Generator().manual_seed(seed))
-    learned = Split(_scaled(learn.data)[order], learn.targets[order])
-    return Splits(
-        train=Split(learned.images[MNIST_VALIDATION:], learned.labels[MNIST_VALIDATION:]),
-        validation=Split(learned.images[:MNIST_VALIDATION], learned.labels[:MNIST_VALIDATION]),
-        test=Split(_scaled(test.data), test.targets),
-    )
+        raise FileNotFoundError(f"no {name} in {str(folder)!r}: {hint} by --data-dir or HREL_DATA_DIR") from error
+    learn, test = (Split(_scaled(part.data.unsqueeze(1)), part.targets) for part in (learn, test))
+    return _split_off_validation(learn, test, seed)
+
+
+def _torchvision(name: str) -> ModuleType:
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise ImportError(f"{name} needs torchvision: pip install 'hrel_ext[zoo]'") from error
+    return datasets
+
+
+def _folder(name: str, data_dir: str | os.PathLike | None, hint: str) -> Path:
+    data_dir = data_dir or os.environ.get("HREL_DATA_DIR")
+    if not data_dir:
+        raise FileNotFoundError(f"{name} needs a folder: {hint} by --data-dir or HREL_DATA_DIR")
+    return Path(data_dir)
+
+
+def _images(files: Sequence[tuple[Any, int]]) -> tuple[Tensor, Tensor]:
+    """Pixels (N, C, H, W), uint8, and labels (N,) of images of one size."""
+    from torchvision.transforms.functional import pil_to_tensor
+
+    images, labels = zip(*((pil_to_tensor(image), label) for image, label in files), strict=True)
+    return torch.stack(images), torch.tensor(labels)
 
 
 def _scaled(pixels: Tensor) -> Tensor:
-    return pixels.unsqueeze(1).float() / 255  # (N, 1, 28, 28)
+    return pixels.float().div_(255)
+
+
+def _split_off_validation(learn: Split, test: Split, seed: int) -> Splits:
+    """Draw the validation images from those to learn from."""
+    order = torch.randperm(len(learn), generator=torch.Generator().manual_seed(seed))
+    validation, train = order[:VALIDATION], order[VALIDATION:]
+    return Splits(*(Split(learn.images[rows], learn.labels[rows]) for rows in (train, validation)), test)
 
 
 # Each takes the folder of the data and the seed of the split.
 DATASETS: dict[str, Callable[[str | os.PathLike | None, int], Splits]] = {
     "digits": lambda data_dir, seed: digits(seed),
     "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
 }

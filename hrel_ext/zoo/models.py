@@ -1,10 +1,15 @@
-"""The networks of the paper's experiments, with the layers, names and initial weights of the authors' code."""
+"""The networks of the paper's experiments, as in the authors' code (layers, initial weights), and others by name."""
 # SPDX-License-Identifier: MIT
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+# Filters of VGG-16's convolutions; "P" is a pool of 2 x 2.
+_VGG16 = (64, 64, "P", 128, 128, "P", 256, 256, 256, "P", 512, 512, 512, "P", 512, 512, 512)
 
 
 def lenet5(num_classes: int = 10) -> nn.Sequential:
@@ -37,12 +42,133 @@ def lenet5(num_classes: int = 10) -> nn.Sequential:
     return _initialise(nn.Sequential(OrderedDict(layers)))
 
 
-def _initialise(network: nn.Sequential) -> nn.Sequential:
+def vgg16(num_classes: int = 10) -> nn.Sequential:
+    """VGG-16 with batch norm for 32 x 32 images and the head 512-512-classes of HRel's code, 15.0 million parameters.
+
+    Layers are named by the number of their convolution: ``conv1``, ``bn1``, ``relu1``, ..., ``conv13``; ``pool2``,
+    ``pool4``, ``pool7``, ``pool10`` and ``pool13`` follow the convolutions of these numbers.
+
+    Args:
+        num_classes: outputs of the last layer.
+
+    Returns:
+        A network from (N, 3, 32, 32) float32 to (N, num_classes) logits; Kaiming-normal weights, zero biases.
+
+    Source: github.com/sarvanichinthapalli/HRel, VGG-16 on CIFAR-10: 3 x 3 convolutions with bias, no dropout.
+    """
+    layers, width, number = [], 3, 0
+    for filters in _VGG16:
+        if filters == "P":
+            layers.append((f"pool{number}", nn.MaxPool2d(2)))
+            continue
+        number += 1
+        layers += [
+            (f"conv{number}", nn.Conv2d(width, filters, 3, padding=1)),
+            (f"bn{number}", nn.BatchNorm2d(filters)),
+            (f"relu{number}", nn.ReLU()),
+        ]
+        width = filters
+    layers += [
+        (f"pool{number}", nn.AvgPool2d(2)),  # (N, 512, 1, 1)
+        ("flatten", nn.Flatten()),
+        ("fc1", nn.Linear(512, 512)),
+        ("bn_fc1", nn.BatchNorm1d(512)),
+        ("relu_fc1", nn.ReLU()),
+        ("fc2", nn.Linear(512, num_classes)),
+    ]
+    return _initialise(nn.Sequential(OrderedDict(layers)))
+
+
+class _Shortcut(nn.Module):
+    """Every second pixel, and zero channels on both sides: from (N, C, H, W) to (N, 2C, H / 2, W / 2), no weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        margin = x.shape[1] // 2
+        return pad(x[:, :, ::2, ::2], (0, 0, 0, 0, margin, margin))
+
+
+class _BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut."""
+
+    def __init__(self, width: int, filters: int) -> None:
+        super().__init__()
+        stride = 1 if width == filters else 2
+        self.conv1 = nn.Conv2d(width, filters, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(filters)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(filters)
+        self.shortcut = nn.Identity() if stride == 1 else _Shortcut()
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.relu1(self.bn1(self.conv1(x)))
+        return self.relu2(self.bn2(self.conv2(inner)) + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """A residual network for 32 x 32 images: three stages of basic blocks, 16, 32 and 64 filters wide.
+
+    Modules: ``conv1``, ``bn1``, ``relu1``; ``stage1.0`` to ``stage3.{n-1}``, each with ``conv1``, ``bn1``, ``relu1``,
+    ``conv2``, ``bn2``, ``shortcut`` and ``relu2``; ``pool``, ``flatten``, ``fc``. Shortcuts have no weights (option A).
+
+    Args:
+        blocks: basic blocks in each stage; the depth is 6 blocks + 2.
+        num_classes: outputs of the last layer.
+
+    Source: K. He, X. Zhang, S. Ren, J. Sun, CVPR 2016, section 4.2; zero channels on both sides as in
+    github.com/sarvanichinthapalli/HRel.
+    """
+
+    def __init__(self, blocks: int, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu1 = nn.ReLU()
+        width = 16
+        for stage, filters in enumerate((16, 32, 64), start=1):
+            widths = [width, *[filters] * (blocks - 1)]
+            self.add_module(f"stage{stage}", nn.Sequential(*(_BasicBlock(w, filters) for w in widths)))
+            width = filters
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(64, num_classes)
+        _initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """From (N, 3, 32, 32) to (N, num_classes) logits."""
+        x = self.relu1(self.bn1(self.conv1(images)))
+        x = self.stage3(self.stage2(self.stage1(x)))
+        return self.fc(self.flatten(self.pool(x)))
+
+
+def _initialise(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     return network
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"lenet5": lenet5}
+def _torchvision(name: str, num_classes: int = 1000) -> nn.Module:
+    """A network of torchvision with random weights, from (N, 3, H, W) to (N, num_classes) logits."""
+    try:
+        from torchvision.models import get_model
+    except ImportError as error:
+        raise ImportError(f"{name} needs torchvision: pip install 'hrel_ext[zoo]'") from error
+    return get_model(name, weights=None, num_classes=num_classes)
+
+
+# Each takes num_classes and returns a network with fresh weights.
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "lenet5": lenet5,
+    "vgg16": vgg16,
+    "resnet20": partial(CifarResNet, 3),
+    "resnet56": partial(CifarResNet, 9),
+    "resnet110": partial(CifarResNet, 18),
+    "resnet18": partial(_torchvision, "resnet18"),
+    "resnet50": partial(_torchvision, "resnet50"),
+    "mobilenet_v2": partial(_torchvision, "mobilenet_v2"),
+    "densenet121": partial(_torchvision, "densenet121"),
+}
