@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from hrel_ext._batch import Classes, positive, prepare, result_dtype, sort_by_class
 from hrel_ext._batch import widths as widths_of
-from hrel_ext.null import null_of_batch
+from hrel_ext.null import draw_permutations, null_of_batch
 from hrel_ext.relevance import filter_widths, terms_of_batch
 from hrel_ext.scores import Header, IndistinguishableScoresWarning, LayerScores, Scores, versions, weight_hash
 
@@ -155,7 +155,7 @@ def collect(
             classes = sort_by_class(labels.to(device))  # once for all layers
             shuffles = None
             if permutations:  # (R, N), the same for all layers
-                shuffles = torch.rand(permutations, size, generator=generator).argsort(dim=1).to(device)
+                shuffles = draw_permutations(permutations, size, generator).to(device)
             score = partial(scorer.score, classes=classes, permutations=shuffles)
             for name, terms in _score_forward_pass(model, inputs.to(device), targets, where, score).items():
                 table[name].append(name, terms)

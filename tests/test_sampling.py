@@ -95,11 +95,23 @@ def test_many_classes_make_the_relevance_label_free_in_plain_batches_and_not_in_
             torch.stack([getattr(t, name) for t in terms]).mean(0) for name in ("relevance", "entropy")
         )  # (F,) each
 
-    plain, entropy = means_over(torch.randperm(len(labels), generator=rng).split(128)[:8])
-    assert (plain - entropy).abs().max() < 0.15 and kendall_tau(plain, entropy) > 0.95
-    assert abs(kendall_tau(plain, share[:, 0])) < 0.3
+    def correlation(first, second):
+        return torch.corrcoef(torch.stack([first, second]))[0, 1]
 
-    sampler = BalancedBatchSampler(labels, classes_per_batch=16, samples_per_class=8, num_batches=8)
-    balanced, entropy = means_over(sampler)
-    assert (balanced - entropy).abs().max() > 2 and kendall_tau(balanced, entropy) < 0.3
-    assert kendall_tau(balanced, share[:, 0]) > 0.6
+    plain, entropy = means_over(torch.randperm(len(labels), generator=rng).split(128)[:8])
+    print(
+        (plain - entropy).abs().max(),
+        correlation(plain, entropy),
+        correlation(plain, share[:, 0]),
+        correlation(entropy, share[:, 0]),
+    )
+    balanced, entropy = means_over(
+        BalancedBatchSampler(labels, classes_per_batch=16, samples_per_class=8, num_batches=8)
+    )
+    print(
+        (balanced - entropy).abs().max(),
+        correlation(balanced, entropy),
+        correlation(balanced, share[:, 0]),
+        correlation(entropy, share[:, 0]),
+    )
+    assert 0
