@@ -93,7 +93,7 @@ def collect(
         label_sigma: kernel width of the labels.
         permutations: draws of the label-permutation null, R; 0 makes none. Labels are permuted within each mini-batch,
             and draw r of the null of the mean is the mean over the mini-batches of their draws r.
-        seed: of the permutations.
+        seed: of the permutations, >= 0.
         max_bytes: the most that scoring copies of a layer's maps at a time; more is taken in groups of filters, with
             the same results to the last bit. A copy is made of half precision on the CPU (in float32) and of maps whose
             height and width are no single stride, of nothing else. None takes all filters of a layer at once. The ops'
@@ -134,8 +134,8 @@ def collect(
     for name, value in (("permutations", permutations), ("seed", seed)):
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if permutations < 0:
-        raise ValueError(f"permutations must be >= 0, got {permutations}")
+        if value < 0:
+            raise ValueError(f"{name} must be >= 0, got {value}")
     generator = torch.Generator().manual_seed(seed)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     table = {name: _Columns() for name in targets}
