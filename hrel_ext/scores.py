@@ -361,7 +361,7 @@ class Scores(Mapping[str, LayerScores]):
         for field in fields(Header):
             kind, value = get_origin(field.type) or field.type, content[field.name]
             if type(value) is not kind:
-                raise ValueError(f"{field.name} must be a {kind.__name__}, got {type(value).__name__}")
+                raise ValueError(f"{field.name} must be of type {kind.__name__}, got {type(value).__name__}")
         header = Header(**content)
         parts = ("per_batch", "widths", "null") if header.permutations else ("per_batch", "widths")
         keys = {f"{part}/{name}" for name in header.modules for part in parts}
