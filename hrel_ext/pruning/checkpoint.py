@@ -13,6 +13,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from hrel_ext.pruning.pruner import PruningResult, remove_filters
+from hrel_ext.scores import write_atomically
 from hrel_ext.zoo.models import MODELS
 
 SCHEMA_VERSION = 1
@@ -108,13 +109,3 @@ def write_json(path: Path, content: Mapping) -> None:
     """Write JSON that appears whole or not at all."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda unfinished: unfinished.write_text(text))
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then put it in its place in one step."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

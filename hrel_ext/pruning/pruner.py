@@ -11,7 +11,8 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
-from hrel_ext.collect import Batch, LayerScores, collect, evaluation_mode
+from hrel_ext.collect import Batch, collect, evaluation_mode
+from hrel_ext.scores import LayerScores
 
 
 @dataclass(frozen=True, eq=False)
