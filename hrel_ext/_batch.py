@@ -14,6 +14,8 @@ _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHAPES = "(N, F), (N, F, L), (N, F, H, W) or (N, F, T, H, W)"
 SIGMA_RULE = 'sigma must be a positive number, a tensor of shape (F,), None, "layer" or "filter"'
 
+DEFAULT_LABEL_SIGMA = 0.1  # HRel's
+
 # Off-class elements of the label kernel below it change no entropy by more than N times this, so they count as 0.
 NEGLIGIBLE_LABEL_KERNEL = 1e-20
 
@@ -33,7 +35,7 @@ class Batch(NamedTuple):
     acts: Tensor  # (N, F, D), a view where the strides allow one; on the CPU no half precision
     classes: Classes
     label_gram: Tensor | None  # (N, N) label kernel, or None where it is 1 within a class and 0 across
-    across: float  # the label kernel across classes, 0 for None
+    across: float | None  # the label kernel across classes, 0 where label_gram is None; None where there are no classes
 
 
 def result_dtype(acts: Tensor) -> torch.dtype:
@@ -71,20 +73,27 @@ def sort_by_class(labels: Tensor) -> Classes:
     return Classes(labels, order, positions.sort().values, in_order[:1])
 
 
-def prepare(acts: Tensor, labels: Tensor | Classes, label_sigma: float) -> Batch:
+def prepare(
+    acts: Tensor, labels: Tensor | Classes | None, label_sigma: float, label_gram: Tensor | None = None
+) -> Batch:
     """Check a mini-batch and bring it into the form of the ops, once for all filters, without a wait for the device.
 
     Args:
         acts: (N, F, *spatial), floating point, any strides; half precision is converted to float32 on the CPU and
             left to the kernels on CUDA.
-        labels: (N,), integers >= 0 on the device of ``acts``, or what `sort_by_class` made of them.
+        labels: (N,), integers >= 0 on the device of ``acts``, or what `sort_by_class` made of them; None with a
+            ``label_gram``.
         label_sigma: width of the Gaussian kernel of the one-hot labels, whose classes are sqrt(2) apart.
+        label_gram: (N, N), a label kernel in the place of the labels; its values are looked at, so the host waits.
 
     Raises:
-        TypeError, ValueError: naming the argument, its rule and the value. Rules about the values of a tensor are
-        left to `read`, `check_widths` and `check_finite`.
+        TypeError, ValueError: naming the argument, its rule and the value. Other rules about the values of a tensor
+        are left to `read`, `check_widths` and `check_finite`.
     """
     label_sigma = positive("label_sigma", label_sigma)
+    if (labels is None) == (label_gram is None):
+        given = "neither" if labels is None else "both"
+        raise ValueError(f"labels or label_gram must be given, one of the two, got {given}")
     if not isinstance(acts, Tensor):
         raise TypeError(f"acts must be a torch.Tensor, got {type(acts).__name__}")
     if acts.dtype not in _FLOATING:
@@ -103,17 +112,60 @@ def prepare(acts: Tensor, labels: Tensor | Classes, label_sigma: float) -> Batch
         )
     if isinstance(given, Tensor) and given.device != acts.device:
         raise ValueError(f"labels must be on the device of acts, {acts.device}, got {given.device}")
-    classes = labels if isinstance(labels, Classes) else sort_by_class(labels)
 
-    acts = acts.detach()
-    maps = acts.flatten(2) if acts.dim() > 2 else acts[:, :, None]  # (N, F, D)
+    maps = acts.detach().flatten(2) if acts.dim() > 2 else acts.detach()[:, :, None]  # (N, F, D)
     maps = maps if maps.device.type == "cuda" else maps.to(result_dtype(maps))
+    if label_gram is not None:
+        if label_sigma != DEFAULT_LABEL_SIGMA:
+            raise ValueError(f"label_sigma must be left at {DEFAULT_LABEL_SIGMA} with a label_gram, got {label_sigma}")
+        return _prepare_label_gram(maps, label_gram)
+    classes = labels if isinstance(labels, Classes) else sort_by_class(labels)
     across = math.exp(-2 / label_sigma**2) if label_sigma > 0.01 else 0.0
     if across <= NEGLIGIBLE_LABEL_KERNEL:
         return Batch(maps, classes, None, 0.0)
     same = classes.labels[:, None] == classes.labels[None, :]  # (N, N)
     label_gram = torch.full_like(same, across, dtype=result_dtype(acts)).masked_fill_(same, 1)
     return Batch(maps, classes, label_gram, across)
+
+
+def _prepare_label_gram(maps: Tensor, label_gram: Tensor) -> Batch:
+    """The batch of maps (N, F, D) and a label kernel (N, N), which becomes classes where it is exactly theirs."""
+    num_samples = len(maps)
+    if not isinstance(label_gram, Tensor):
+        raise TypeError(f"label_gram must be a torch.Tensor, got {type(label_gram).__name__}")
+    if not label_gram.dtype.is_floating_point:
+        raise TypeError(f"label_gram must be floating point, got {label_gram.dtype}")
+    if label_gram.shape != (num_samples, num_samples):
+        raise ValueError(
+            f"label_gram must have shape (N, N) = ({num_samples}, {num_samples}) to match acts, "
+            f"got {tuple(label_gram.shape)}"
+        )
+    if label_gram.device != maps.device:
+        raise ValueError(f"label_gram must be on the device of acts, {maps.device}, got {label_gram.device}")
+    kernel = label_gram.detach().double()  # (N, N)
+    if not kernel.isfinite().all():
+        raise ValueError(f"label_gram must be finite, got {kernel[~kernel.isfinite()][0].item()}")
+    diagonal = kernel.diagonal()  # (N,)
+    if not (diagonal > 0).all():
+        i = int((diagonal > 0).int().argmin())
+        raise ValueError(f"label_gram must have a diagonal > 0, got {diagonal[i].item()} at {i}")
+    root = diagonal.sqrt()  # (N,)
+    kernel = kernel / root[:, None] / root[None, :]
+    # What rounding may have made of a kernel that keeps the rules, relative to its largest element, 1.
+    rounding = num_samples * torch.finfo(label_gram.dtype).eps
+    if (difference := (kernel - kernel.T).abs().max().item()) > rounding:
+        raise ValueError(
+            f"label_gram must be symmetric, to {rounding:.1e} once its diagonal is 1, got elements {difference:.1e} apart"
+        )
+    kernel = (kernel + kernel.T) / 2
+    kernel.fill_diagonal_(1)
+    labels = (kernel == 1).int().argmax(1)  # (N,), the first sample that is the same
+    if torch.equal(kernel, (labels[:, None] == labels[None, :]).double()):
+        return Batch(maps, sort_by_class(labels), None, 0.0)
+    smallest, *_, largest = torch.linalg.eigvalsh(kernel).tolist()
+    if smallest < -rounding * largest:
+        raise ValueError(f"label_gram must be positive semidefinite, got the eigenvalue {smallest:.3g}")
+    return Batch(maps, sort_by_class(torch.zeros_like(labels)), kernel.to(result_dtype(maps)), None)
 
 
 def read(batch: Batch, *tensors: Tensor) -> list[NDArray]:

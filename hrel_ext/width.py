@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 from hrel_ext import _ops
-from hrel_ext._batch import Batch, check_finite, positive, prepare, read, result_dtype
+from hrel_ext._batch import DEFAULT_LABEL_SIGMA, Batch, check_finite, positive, prepare, read, result_dtype
 
 
 def kernel_width(
     acts: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
+    label_gram: Tensor | None = None,
     per_filter: bool = False,
     low: float = 0.3,
     high: float = 10.0,
     num_widths: int = 300,
-    label_sigma: float = 0.1,
+    label_sigma: float = DEFAULT_LABEL_SIGMA,
 ) -> Tensor:
     """Find the width whose Gaussian kernel K is aligned best with the kernel L of the labels.
 
@@ -34,6 +35,7 @@ def kernel_width(
     Args:
         acts: (N, F, *spatial), floating point, any strides; never modified.
         labels: (N,), integer class ids >= 0 on the same device.
+        label_gram: (N, N), a label kernel in the place of the labels, as for `hrel_ext.relevance`.
         per_filter: one width per filter instead of one for the outputs of the whole layer.
         low: smallest width, in mean distances, > 0.
         high: largest width, in mean distances, >= low.
@@ -49,6 +51,13 @@ def kernel_width(
         finite.
 
     Source: HRel's published code, after Wickstrom et al., arXiv 1909.11396.
+
+    Example:
+        >>> labels = torch.arange(12) % 3
+        >>> acts = torch.stack((labels.float(), 10.0 * labels), 1)  # two filters that know the class
+        >>> width = hrel_ext.kernel_width(acts, labels, per_filter=True)  # aligned best where classes are far apart
+        >>> [round(value, 2) for value in (width / torch.tensor([1.0, 10.0])).tolist()]
+        [0.27, 0.27]
     """
     low = positive("low", low)
     if not isinstance(high, Real) or isinstance(high, bool):
@@ -59,8 +68,86 @@ def kernel_width(
         raise TypeError(f"num_widths must be an int, got {type(num_widths).__name__}")
     if num_widths < 1:
         raise ValueError(f"num_widths must be >= 1, got {num_widths}")
-    batch = prepare(acts, labels, label_sigma)
+    batch = prepare(acts, labels, label_sigma, label_gram)
     return aligned_width(batch, per_filter=per_filter, low=low, high=float(high), num_widths=num_widths)
+
+
+class MovingWidth:
+    """Exponential moving average of kernel widths over mini-batches, as HRel keeps one for each layer while training.
+
+        sigma_0 = w_0,   sigma_t = decay sigma_(t-1) + (1 - decay) w_t,
+
+    where w_t is the width of mini-batch t, say of `kernel_width`.
+
+    Args:
+        decay: share of the old value, in [0, 1); 0.9 is HRel's.
+
+    Attributes:
+        value: the average, of the shape, dtype and device of the first width; None before it.
+
+    Raises:
+        TypeError, ValueError: ``decay`` that is no such number.
+
+    Source: HRel's published code, after Wickstrom et al., arXiv 1909.11396.
+
+    Example:
+        >>> average = hrel_ext.MovingWidth()
+        >>> [round(average.update(torch.tensor(width)).item(), 3) for width in (2.0, 3.0, 3.0)]
+        [2.0, 2.1, 2.19]
+        >>> other = hrel_ext.MovingWidth()
+        >>> other.load_state_dict(average.state_dict())
+        >>> round(other.value.item(), 3)
+        2.19
+    """
+
+    def __init__(self, decay: float = 0.9) -> None:
+        if not isinstance(decay, Real) or isinstance(decay, bool):
+            raise TypeError(f"decay must be a real number, got {type(decay).__name__}")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be >= 0 and < 1, got {decay}")
+        self._decay = float(decay)
+        self.value: Tensor | None = None
+
+    def update(self, width: Tensor) -> Tensor:
+        """Take one more width into the average.
+
+        Args:
+            width: () or (F,), floating point, > 0 and finite; always the same shape. The host waits for the device.
+
+        Returns:
+            The new average, of the same shape; later calls leave it as it is.
+
+        Raises:
+            TypeError, ValueError: a width that is no floating-point tensor, of another shape than before, or with a
+            value that is not > 0 and finite. The average then stays as it was.
+        """
+        if not isinstance(width, Tensor) or not width.dtype.is_floating_point:
+            got = width.dtype if isinstance(width, Tensor) else type(width).__name__
+            raise TypeError(f"width must be a floating-point tensor, got {got}")
+        if self.value is not None and width.shape != self.value.shape:
+            raise ValueError(
+                f"width must have the shape of the first one, {tuple(self.value.shape)}, got {tuple(width.shape)}"
+            )
+        width = width.detach()
+        if not ((width > 0) & width.isfinite()).all():
+            wrong = width[~((width > 0) & width.isfinite())]
+            raise ValueError(f"width must be > 0 and finite, got {wrong[0].item()}")
+        if self.value is None:
+            self.value = width.clone()
+        else:
+            self.value = self._decay * self.value + (1 - self._decay) * width.to(self.value)
+        return self.value
+
+    def state_dict(self) -> dict[str, Tensor | float | None]:
+        """The decay and the average, for a checkpoint."""
+        return {"decay": self._decay, "value": self.value}
+
+    def load_state_dict(self, state: dict[str, Tensor | float | None]) -> None:
+        """Go on from what `state_dict` gave; raises as the constructor and `update` for what it cannot have given."""
+        fresh = MovingWidth(state["decay"])
+        if state["value"] is not None:
+            fresh.update(state["value"])
+        self._decay, self.value = fresh._decay, fresh.value
 
 
 def aligned_width(
