@@ -163,14 +163,12 @@ def null_of_batch(
 
 def _permuted_joint_entropy(batch: Batch, widths: Tensor, alpha: float, permutations: Tensor) -> Tensor:
     """S(A_f, B_r) of every permutation, (R, F), bits."""
-    order = batch.classes.order  # (N,)
-    joint_entropy = widths.new_empty(len(permutations), len(widths))  # (R, F)
-    for row, permutation in zip(joint_entropy, permutations, strict=True):
-        label_gram = batch.label_gram
-        if label_gram is not None:  # in the order of the samples
-            source = torch.empty_like(order).scatter_(0, order[permutation], order)  # (N,) whose label a sample takes
-            label_gram = label_gram[source][:, source]
-        row.copy_(
-            _ops.relevance(batch.acts, order[permutation], batch.classes.class_offsets, widths, alpha, label_gram)[1]
-        )
-    return joint_entropy
+    acts, order, class_offsets = batch.acts, batch.classes.order, batch.classes.class_offsets
+    if batch.label_gram is None:
+        return _ops.permuted_joint_entropy(acts, order, class_offsets, permutations, widths, alpha)
+    rows = []
+    for permutation in permutations:
+        source = torch.empty_like(order).scatter_(0, order[permutation], order)  # (N,) whose label a sample takes
+        label_gram = batch.label_gram[source][:, source]  # (N, N)
+        rows.append(_ops.relevance(acts, order, class_offsets, widths, alpha, label_gram)[1])
+    return torch.stack(rows)
