@@ -55,7 +55,9 @@ class PermutationNull:
     @property
     def std(self) -> Tensor:
         """Standard deviation of the null with R - 1 in the denominator, (F,), bits; NaN for R = 1."""
-        return self.null.std(0) if len(self.null) > 1 else torch.full_like(self.relevance, torch.nan)
+        if len(self.null) == 1:
+            return torch.full_like(self.relevance, torch.nan)
+        return ((self.null - self.mean) ** 2).sum(0).div(len(self.null) - 1).sqrt()
 
     @property
     def debiased(self) -> Tensor:
@@ -102,7 +104,9 @@ def permutation_null(
         labels: (N,), integer class ids >= 0 on the same device.
         permutations: their number R, >= 1.
         sigma: kernel width, as for `hrel_ext.relevance`. One that is aligned with the labels (None, "layer",
-            "filter") is found once, for the labels as they are, and kept for every permutation.
+            "filter") is found once, for the labels as they are, and kept for every permutation, so that it favours
+            those: with "filter" a little of the bias stays in the debiased relevance. Only a given width makes the
+            p-value exact.
         alpha: order of the entropy, > 0.
         label_sigma: width of the label kernel. Above 0.2 every permutation costs a whole relevance.
         seed: of the permutations, >= 0.
