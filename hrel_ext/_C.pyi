@@ -58,6 +58,25 @@ class AlignmentProblem_bfloat16(_Alignment, _OnCuda): ...
 class AlignmentProblem_float32(_Alignment, _OnCpu, _OnCuda): ...
 class AlignmentProblem_float64(_Alignment, _OnCpu): ...
 
+class PermutationProblem_float32(_OnCpu):
+    def __init__(
+        self,
+        *,
+        acts_ptr: int,
+        acts_shape: tuple[int, int, int],
+        acts_strides: tuple[int, int, int],
+        order_ptr: int,
+        class_offsets_ptr: int,
+        sigma_ptr: int,
+        alpha: float,
+        rational: Rational | None,
+        permutations_ptr: int,
+        num_permutations: int,
+        joint_entropy_ptr: int,
+    ) -> None: ...
+
+class PermutationProblem_float64(PermutationProblem_float32): ...
+
 class EntropyProblem_float32(_OnCpu, _OnCuda):
     def __init__(
         self,

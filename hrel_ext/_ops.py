@@ -1,8 +1,9 @@
-"""The ops ``hrel_ext::relevance``, ``kernel_alignment`` and ``matrix_entropy``: checks, allocation, native calls.
+"""The ops ``hrel_ext::relevance``, ``permuted_joint_entropy``, ``kernel_alignment`` and ``matrix_entropy``: checks,
+allocation, native calls.
 
 ``matrix_entropy`` is differentiable, by the op ``matrix_entropy_gradient`` in plain PyTorch; the others are not.
 
-Operands of the first two: acts (N, F, D), any strides, float32 or float64, on CUDA also float16 or bfloat16; order (N,)
+Operands of the first three: acts (N, F, D), any strides, float32 or float64, on CUDA also half precision; order (N,)
 int64, sorted by class; class_offsets (N + 1,) int64, class c being ``order[class_offsets[c]:class_offsets[c + 1]]`` and
 unused entries N; label_gram (N, N) or None, a label kernel with unit diagonal in the order of the samples, which takes
 the place of the classes. All but acts, and the results, are float64 for float64 acts, else float32.
@@ -19,6 +20,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +42,10 @@ _PROBLEMS = {
     torch.bfloat16: (_C.RelevanceProblem_bfloat16, _C.AlignmentProblem_bfloat16),
     torch.float32: (_C.RelevanceProblem_float32, _C.AlignmentProblem_float32),
     torch.float64: (_C.RelevanceProblem_float64, _C.AlignmentProblem_float64),
+}
+_PERMUTATION_PROBLEMS = {
+    torch.float32: _C.PermutationProblem_float32,
+    torch.float64: _C.PermutationProblem_float64,
 }
 _ENTROPY_PROBLEMS = {torch.float32: _C.EntropyProblem_float32, torch.float64: _C.EntropyProblem_float64}
 _HALF = (torch.float16, torch.bfloat16)
@@ -216,6 +222,59 @@ def relevance(
 @relevance.register_fake
 def _(acts, order, class_offsets, sigma, alpha, label_gram):
     return torch.empty_like(sigma), torch.empty_like(sigma)
+
+
+@torch.library.custom_op("hrel_ext::permuted_joint_entropy", mutates_args=(), device_types=("cpu", "cuda"))
+def permuted_joint_entropy(
+    acts: Tensor, order: Tensor, class_offsets: Tensor, permutations: Tensor, sigma: Tensor, alpha: float
+) -> Tensor:
+    """S(A_f, B_r) in bits, (R, F), for permuted labels, whose kernel is 1 within a class and 0 across.
+
+    Class c of permutation r holds the samples ``order[permutations[r, class_offsets[c]:class_offsets[c + 1]]]``;
+    permutations is (R, N) int64, R >= 1. The Gram matrix of a filter is computed once, of which a permutation takes its
+    class blocks. NaN for a filter with a value not finite; sigma must be > 0.
+
+    On CUDA the blocks go to `matrix_entropy`, those of one class together. The sizes of the classes are read back, so
+    this op waits for the device, and cannot be captured in a CUDA graph.
+    """
+    _check(acts, order, class_offsets, None, sigma=sigma)
+    num_samples, num_filters, _ = acts.shape
+    if (
+        (permutations.dim() != 2 or permutations.shape[1] != num_samples or len(permutations) == 0)
+        or permutations.dtype != torch.int64
+        or permutations.device != acts.device
+    ):
+        raise ValueError(
+            f"permutations must be (R, N) = (R, {num_samples}) with R >= 1 of torch.int64 on {acts.device}, got "
+            f"{tuple(permutations.shape)} of {permutations.dtype} on {permutations.device}"
+        )
+    joint_entropy = sigma.new_empty(len(permutations), num_filters)  # (R, F)
+    if num_filters == 0:
+        return joint_entropy
+    if acts.is_cuda:
+        _permuted_joint_entropy_by_classes(acts, order, class_offsets, permutations, sigma, alpha, joint_entropy)
+        return joint_entropy
+    order, class_offsets = order.contiguous(), class_offsets.contiguous()
+    permutations, sigma = permutations.contiguous(), sigma.contiguous()
+    problem = _PERMUTATION_PROBLEMS[acts.dtype](
+        acts_ptr=acts.data_ptr(),
+        acts_shape=tuple(acts.shape),
+        acts_strides=acts.stride(),
+        order_ptr=order.data_ptr(),
+        class_offsets_ptr=class_offsets.data_ptr(),
+        **_spectrum(acts.dtype, alpha, num_samples),
+        permutations_ptr=permutations.data_ptr(),
+        num_permutations=len(permutations),
+        sigma_ptr=sigma.data_ptr(),
+        joint_entropy_ptr=joint_entropy.data_ptr(),
+    )
+    _run(problem, acts.device)
+    return joint_entropy
+
+
+@permuted_joint_entropy.register_fake
+def _(acts, order, class_offsets, permutations, sigma, alpha):
+    return sigma.new_empty(permutations.shape[0], acts.shape[1])
 
 
 @torch.library.custom_op("hrel_ext::kernel_alignment", mutates_args=(), device_types=("cpu", "cuda"))
@@ -398,6 +457,45 @@ def _relevance_in_torch(acts, order, class_offsets, sigma, alpha, label_gram, en
         own, joint = reference.entropies(maps, labels, widths, alpha)  # (f,), (f,)
         entropy[some] = torch.where(proper, own, torch.nan)
         joint_entropy[some] = torch.where(proper, joint, torch.nan)
+
+
+def _permuted_joint_entropy_by_classes(acts, order, class_offsets, permutations, sigma, alpha, joint_entropy):
+    """The op ``permuted_joint_entropy`` of the entropies of the class blocks, into ``joint_entropy``.
+
+    A o B is block diagonal with blocks K_c / N of n_c rows: with p_c = n_c / N and beta = alpha - 1 its entropy is a
+    mean of h_c = S(K_c / n_c) - log2 p_c with the weights p_c,
+
+        S(A, B) = -log2(sum_c p_c 2^(-beta h_c)) / beta   (sum_c p_c h_c for beta = 0).
+    """
+    num_samples = len(acts)
+    offsets = class_offsets[: int((class_offsets < num_samples).sum()) + 1].tolist()  # (C + 1,)
+    largest = max(last - first for first, last in pairwise(offsets))
+    for some in _chunks(acts.shape[1], num_samples):
+        distances = reference._distances(acts[:, some].double().transpose(0, 1)[:, order])  # (f, N, N)
+        widths = torch.where(sigma[some] > 0, sigma[some], torch.nan).double()  # (f,)
+        gram = reference._gaussian(distances, widths[:, None, None]).to(joint_entropy.dtype)  # (f, N, N)
+        for draws in _chunks(len(permutations), math.isqrt(len(gram)) * largest):  # blocks of all filters at a time
+            drawn = permutations[draws]  # (r, N)
+            terms, shares = [], []
+            for first, last in pairwise(offsets):
+                members = drawn[:, first:last]  # (r, n_c)
+                blocks = gram[:, members[:, :, None], members[:, None, :]]  # (f, r, n_c, n_c)
+                entropy = matrix_entropy(blocks.flatten(0, 1), alpha).unflatten(0, blocks.shape[:2])  # (f, r)
+                shares.append((last - first) / num_samples)
+                terms.append(entropy.double() - math.log2(shares[-1]))
+            share = gram.new_tensor(shares, dtype=torch.float64)[:, None, None]  # (C, 1, 1)
+            joint_entropy[draws, some] = _mean_of_entropies(torch.stack(terms), share, alpha - 1).T  # (r, f)
+
+
+def _mean_of_entropies(terms: Tensor, share: Tensor, beta: float) -> Tensor:
+    """-log2(sum_c share_c 2^(-beta terms_c)) / beta over the first axis, as a distance from the plain mean."""
+    mean = (share * terms).sum(0)
+    if beta == 0:
+        return mean
+    exponents = -beta * math.log(2) * (terms - mean)
+    if abs(beta) <= 0.3:  # near 0 the logarithm of the sum would cancel
+        return mean - (share * exponents.expm1()).sum(0).log1p() / (beta * math.log(2))
+    return mean - (share.log() + exponents).logsumexp(0) / (beta * math.log(2))
 
 
 def _alignment_in_torch(acts, order, class_offsets, multiples, per_filter, label_gram, mean_distance, alignment):

@@ -55,7 +55,9 @@ class PermutationNull:
     @property
     def std(self) -> Tensor:
         """Standard deviation of the null with R - 1 in the denominator, (F,), bits; NaN for R = 1."""
-        return self.null.std(0) if len(self.null) > 1 else torch.full_like(self.relevance, torch.nan)
+        if len(self.null) == 1:
+            return torch.full_like(self.relevance, torch.nan)
+        return ((self.null - self.mean) ** 2).sum(0).div(len(self.null) - 1).sqrt()
 
     @property
     def debiased(self) -> Tensor:
@@ -102,7 +104,9 @@ def permutation_null(
         labels: (N,), integer class ids >= 0 on the same device.
         permutations: their number R, >= 1.
         sigma: kernel width, as for `hrel_ext.relevance`. One that is aligned with the labels (None, "layer",
-            "filter") is found once, for the labels as they are, and kept for every permutation.
+            "filter") is found once, for the labels as they are, and kept for every permutation, so that it favours
+            those: with "filter" a little of the bias stays in the debiased relevance. Only a given width makes the
+            p-value exact.
         alpha: order of the entropy, > 0.
         label_sigma: width of the label kernel. Above 0.2 every permutation costs a whole relevance.
         seed: of the permutations, >= 0.
@@ -163,14 +167,12 @@ def null_of_batch(
 
 def _permuted_joint_entropy(batch: Batch, widths: Tensor, alpha: float, permutations: Tensor) -> Tensor:
     """S(A_f, B_r) of every permutation, (R, F), bits."""
-    order = batch.classes.order  # (N,)
-    joint_entropy = widths.new_empty(len(permutations), len(widths))  # (R, F)
-    for row, permutation in zip(joint_entropy, permutations, strict=True):
-        label_gram = batch.label_gram
-        if label_gram is not None:  # in the order of the samples
-            source = torch.empty_like(order).scatter_(0, order[permutation], order)  # (N,) whose label a sample takes
-            label_gram = label_gram[source][:, source]
-        row.copy_(
-            _ops.relevance(batch.acts, order[permutation], batch.classes.class_offsets, widths, alpha, label_gram)[1]
-        )
-    return joint_entropy
+    acts, order, class_offsets = batch.acts, batch.classes.order, batch.classes.class_offsets
+    if batch.label_gram is None:
+        return _ops.permuted_joint_entropy(acts, order, class_offsets, permutations, widths, alpha)
+    rows = []
+    for permutation in permutations:
+        source = torch.empty_like(order).scatter_(0, order[permutation], order)  # (N,) whose label a sample takes
+        label_gram = batch.label_gram[source][:, source]  # (N, N)
+        rows.append(_ops.relevance(acts, order, class_offsets, widths, alpha, label_gram)[1])
+    return torch.stack(rows)

@@ -177,7 +177,8 @@ def _differentiable_terms(
         return _ops.matrix_entropy(matrices, alpha), _ops.matrix_entropy(matrices * label_gram, alpha)  # (f,), (f,)
 
     maps = acts.flatten(2) if acts.dim() > 2 else acts[:, :, None]  # (N, F, D)
-    check_finite((maps.detach().amax((0, 2)) - maps.detach().amin((0, 2))).float().cpu().numpy() * 0)
+    finite = maps.detach().isfinite().all(2).all(0)  # (F,)
+    check_finite(np.where(finite.cpu().numpy(), 0, np.nan))
     chosen = sigma.to(detached) if isinstance(sigma, Tensor) else detached  # (F,)
     # Only what a few filters need is kept at a time: their Gram matrices are formed again on the way back.
     step = max(1, _ops.MAX_CHUNK_BYTES // (8 * len(acts) ** 2))

@@ -25,6 +25,8 @@ def operands(rng, dtype=torch.float32, label_sigma=0.1):
 def test_opcheck(rng, dtype, label_sigma):
     acts, order, offsets, sigma, gram = operands(rng, dtype, label_sigma)
     torch.library.opcheck(torch.ops.hrel_ext.relevance.default, (acts, order, offsets, sigma, 1.01, gram))
+    draws = torch.stack([torch.randperm(13, generator=rng) for _ in range(3)])
+    torch.library.opcheck(torch.ops.hrel_ext.permuted_joint_entropy.default, (acts, order, offsets, draws, sigma, 1.01))
     multiples = torch.linspace(0.3, 10, 7, dtype=dtype)
     for per_filter in (False, True):
         arguments = (acts, order, offsets, multiples, per_filter, gram)
@@ -51,6 +53,18 @@ def test_operands_are_checked_by_name(rng):
         torch.ops.hrel_ext.relevance(acts.flatten(1), order, offsets, sigma, 1.01, None)
     with pytest.raises(ValueError, match=re.escape("label_gram must be (13, 13) of torch.float32 on cpu, got (2, 2)")):
         torch.ops.hrel_ext.relevance(acts, order, offsets, sigma, 1.01, torch.eye(2))
+
+
+@pytest.mark.parametrize("wrong", ((3, 12), (0, 13), (13,)), ids=str)
+def test_permutations_are_checked(rng, wrong):
+    acts, order, offsets, sigma, _ = operands(rng)
+    message = "permutations must be (R, N) = (R, 13) with R >= 1 of torch.int64 on cpu, got "
+    with pytest.raises(ValueError, match=re.escape(f"{message}{wrong} of torch.int64 on cpu")):
+        draws = torch.zeros(wrong, dtype=torch.int64)
+        torch.ops.hrel_ext.permuted_joint_entropy(acts, order, offsets, draws, sigma, 1.01)
+    with pytest.raises(ValueError, match=re.escape(f"{message}(2, 13) of torch.int32 on cpu")):
+        draws = torch.zeros(2, 13, dtype=torch.int32)
+        torch.ops.hrel_ext.permuted_joint_entropy(acts, order, offsets, draws, sigma, 1.01)
 
 
 def test_half_precision_is_left_to_cuda(rng):

@@ -91,6 +91,22 @@ AlignmentProblem<Scalar, Stored> alignment_problem(Address acts_ptr, Extents act
 }
 
 template <class Scalar>
+PermutationProblem<Scalar> permutation_problem(Address acts_ptr, Extents acts_shape, Extents acts_strides,
+                                               Address order_ptr, Address class_offsets_ptr, Address sigma_ptr,
+                                               double alpha, std::optional<RationalLists> const& rational,
+                                               Address permutations_ptr, Index num_permutations,
+                                               Address joint_entropy_ptr) {
+  if (num_permutations < 1) throw std::invalid_argument("num_permutations must be >= 1");
+  return {activations<Scalar>(acts_ptr, acts_shape, acts_strides),
+          labels<Scalar>(order_ptr, class_offsets_ptr, 0),
+          pointer<Scalar const>(sigma_ptr, "sigma_ptr"),
+          entropy_order(alpha, rational),
+          pointer<Index const>(permutations_ptr, "permutations_ptr"),
+          num_permutations,
+          pointer<Scalar>(joint_entropy_ptr, "joint_entropy_ptr")};
+}
+
+template <class Scalar>
 EntropyProblem<Scalar> entropy_problem(Address gram_ptr, Extents gram_shape, Extents gram_strides, double alpha,
                                        std::optional<RationalLists> const& rational, Address entropy_ptr) {
   auto const [num_matrices, size, columns] = gram_shape;

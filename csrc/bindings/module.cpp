@@ -64,6 +64,15 @@ void define_problems_of_activations(py::module_& module, std::string const& suff
 }
 
 template <class Scalar>
+void define_problem_of_permutations(py::module_& module, std::string const& suffix) {
+  py::class_<PermutationProblem<Scalar>> permutations(module, ("PermutationProblem_" + suffix).c_str());
+  permutations.def(py::init(&permutation_problem<Scalar>), py::kw_only(), arg("acts_ptr"), arg("acts_shape"),
+                   arg("acts_strides"), arg("order_ptr"), arg("class_offsets_ptr"), arg("sigma_ptr"), arg("alpha"),
+                   arg("rational"), arg("permutations_ptr"), arg("num_permutations"), arg("joint_entropy_ptr"));
+  define_run_on_cpu(permutations, &cpu::permuted_joint_entropy);
+}
+
+template <class Scalar>
 void define_problem_of_matrices(py::module_& module, std::string const& suffix) {
   py::class_<EntropyProblem<Scalar>> entropy(module, ("EntropyProblem_" + suffix).c_str());
   entropy.def(py::init(&entropy_problem<Scalar>), py::kw_only(), arg("gram_ptr"), arg("gram_shape"),
@@ -87,6 +96,8 @@ PYBIND11_MODULE(_C, module) {
   bindings::define_problems_of_activations<float, Half>(module, "float16");
   bindings::define_problems_of_activations<float, BFloat16>(module, "bfloat16");
   bindings::define_problems_of_activations<double, double>(module, "float64");
+  bindings::define_problem_of_permutations<float>(module, "float32");
+  bindings::define_problem_of_permutations<double>(module, "float64");
   bindings::define_problem_of_matrices<float>(module, "float32");
   bindings::define_problem_of_matrices<double>(module, "float64");
   module.def("isa_level", [] { return cpu::usable_levels().front()->name; });

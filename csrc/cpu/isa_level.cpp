@@ -58,6 +58,22 @@ struct Relevance {
 };
 
 template <class Scalar>
+struct Permutations {
+  using Problem = PermutationProblem<Scalar>;
+  template <class Pack>
+  using GroupScratch = RelevanceScratch<Pack>;
+
+  static Index count(Problem const& problem) { return problem.acts.num_filters; }
+  static Index size(Problem const& problem) { return problem.acts.num_samples; }
+  static bool members_take_turns(Problem const&) { return false; }  // the distances are little of the work
+
+  template <class Pack>
+  static void run(Problem const& problem, Index first, int members, Scratch memory, bool* doubtful) {
+    permutations_of_group<Pack>(problem, first, members, memory, doubtful);
+  }
+};
+
+template <class Scalar>
 struct MatrixEntropy {
   using Problem = EntropyProblem<Scalar>;
   template <class Pack>
@@ -202,9 +218,12 @@ struct LayerWidths {
 };
 
 template <class Scalar>
-constexpr LevelKernels<Scalar> kKernels{
-    Entropies<Scalar, Relevance<Scalar>>::kKernel, Entropies<Scalar, MatrixEntropy<Scalar>>::kKernel,
-    FilterAlignment<Scalar>::kKernel, LayerDistances<Scalar>::kKernel, LayerWidths<Scalar>::kKernel};
+constexpr LevelKernels<Scalar> kKernels{Entropies<Scalar, Relevance<Scalar>>::kKernel,
+                                        Entropies<Scalar, Permutations<Scalar>>::kKernel,
+                                        Entropies<Scalar, MatrixEntropy<Scalar>>::kKernel,
+                                        FilterAlignment<Scalar>::kKernel,
+                                        LayerDistances<Scalar>::kKernel,
+                                        LayerWidths<Scalar>::kKernel};
 
 }  // namespace
 }  // namespace HREL_LEVEL

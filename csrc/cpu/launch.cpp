@@ -139,6 +139,14 @@ void relevance(RelevanceProblem<double> const& problem, NumThreads threads, Leve
   run_tasks(level.double_kernels.relevance, problem, threads);
 }
 
+void permuted_joint_entropy(PermutationProblem<float> const& problem, NumThreads threads, Level const& level) {
+  run_tasks(level.float_kernels.permuted_joint_entropy, problem, threads);
+}
+
+void permuted_joint_entropy(PermutationProblem<double> const& problem, NumThreads threads, Level const& level) {
+  run_tasks(level.double_kernels.permuted_joint_entropy, problem, threads);
+}
+
 void matrix_entropy(EntropyProblem<float> const& problem, NumThreads threads, Level const& level) {
   run_tasks(level.float_kernels.matrix_entropy, problem, threads);
 }

@@ -23,6 +23,10 @@ std::vector<char const*> built_levels();
 void relevance(RelevanceProblem<float> const& problem, NumThreads threads, Level const& level);
 void relevance(RelevanceProblem<double> const& problem, NumThreads threads, Level const& level);
 
+// S(A_f, B_r) of every filter and permutation of the labels. Throws as above.
+void permuted_joint_entropy(PermutationProblem<float> const& problem, NumThreads threads, Level const& level);
+void permuted_joint_entropy(PermutationProblem<double> const& problem, NumThreads threads, Level const& level);
+
 // S of every matrix divided by its trace; NaN where an element is not finite or the trace not positive. Throws as
 // above.
 void matrix_entropy(EntropyProblem<float> const& problem, NumThreads threads, Level const& level);

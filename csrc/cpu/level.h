@@ -27,6 +27,7 @@ struct LayerAlignment {
 template <class Scalar>
 struct LevelKernels {
   Kernel<RelevanceProblem<Scalar>> relevance;
+  Kernel<PermutationProblem<Scalar>> permuted_joint_entropy;
   Kernel<EntropyProblem<Scalar>> matrix_entropy;
   Kernel<AlignmentProblem<Scalar>> filter_alignment;
   Kernel<LayerAlignment<Scalar>> layer_distances;

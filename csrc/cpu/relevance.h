@@ -1,5 +1,6 @@
 // S(A_f) and S(A_f, B) of a group of filters, one filter a lane, in the order of the paper:
-//   distances -> A = exp(-d2 / sigma^2) / N -> joint entropy with the labels -> entropy of A.
+//   distances -> A = exp(-d2 / sigma^2) / N -> joint entropy with the labels -> entropy of A,
+// or the joint entropies with permuted labels in their place.
 // SPDX-License-Identifier: MIT
 #pragma once
 #include <cmath>
@@ -41,31 +42,55 @@ HREL_HD Pack centred_gaussian(Pack* triangle, Index n, Pack inverse_sigma) {
   return not_finite;
 }
 
+// s.triangle = A - 11'/N of the filters first_filter .. first_filter + num_filters - 1; returns as centred_gaussian.
+template <class Pack, class Scalar>
+HREL_HD Pack centred_gaussian_of_group(ActivationView<Scalar> const& acts, Index const* order, Scalar const* sigma,
+                                       Index first_filter, int num_filters, RelevanceScratch<Pack> const& s) {
+  using Value = typename Lanes<Pack>::Scalar;
+  Pack scale, inverse_sigma;
+  for (int lane = 0; lane < Lanes<Pack>::kCount; ++lane) {
+    double const width = sigma[first_filter + (lane < num_filters ? lane : 0)];
+    // width * power lies in [1, 2), so that no square leaves the range of numbers that matter.
+    double const power = power_of_two_scale<Pack>(width);
+    scale[lane] = static_cast<Value>(power);
+    inverse_sigma[lane] = static_cast<Value>(1 / (width * power));
+  }
+  squared_distances(FilterSource<Scalar, Pack>{acts, first_filter, num_filters, scale}, order, s.distances, s.triangle);
+  return centred_gaussian(s.triangle, acts.num_samples, inverse_sigma);
+}
+
 // tr (A o B)^2 from the centred triangle.
-template <class Scalar, class Pack>
-HREL_HD Pack sum_of_joint_squares(Pack const* triangle, Index n, LabelView<Scalar> const& labels) {
+template <class Scalar, class Pack, class Samples>
+HREL_HD Pack sum_of_joint_squares(Pack const* triangle, Index n, LabelView<Scalar> const& labels,
+                                  Samples const& samples) {
   using Value = typename Lanes<Pack>::Scalar;
   Value const shift = Value(1) / static_cast<Value>(n);
   Pack sums[kTile * kTile] = {};  // one long float32 sum would lose digits
-  for_each_labelled_element(labels, n, [&](Index offset, Scalar weight, int copies) __attribute__((always_inline)) {
-    Pack const element = (triangle[offset] + shift) * static_cast<Value>(weight);
-    sums[offset % (kTile * kTile)] += element * element * static_cast<Value>(copies);
-  });
+  for_each_labelled_element(
+      labels, n,
+      [&](Index offset, Scalar weight, int copies) __attribute__((always_inline)) {
+        Pack const element = (triangle[offset] + shift) * static_cast<Value>(weight);
+        sums[offset % (kTile * kTile)] += element * element * static_cast<Value>(copies);
+      },
+      samples);
   Pack total{};
   for (Pack const& sum : sums) total += sum;
   return total;
 }
 
-// Tridiagonal form of A o B, B the label kernel of classes: one block a class, end to end, uncoupled.
-template <class Scalar, class Pack>
-HREL_HD void tridiagonalise_class_blocks(LabelView<Scalar> const& labels, RelevanceScratch<Pack> const& s) {
+// Tridiagonal form of A o B, B the label kernel of classes: one block a class, end to end, uncoupled. At position k
+// among the classes stands samples[k].
+template <class Scalar, class Pack, class Samples = SortedSamples>
+HREL_HD void tridiagonalise_class_blocks(LabelView<Scalar> const& labels, RelevanceScratch<Pack> const& s,
+                                         Samples const& samples = {}) {
   using Value = typename Lanes<Pack>::Scalar;
   Index const n = s.tri.size;
   for (Index c = 0; labels.class_offsets[c] < n; ++c) {
     Index const first = labels.class_offsets[c], size = labels.class_offsets[c + 1] - first;
     for_each_element(size, [&](Index offset, Index row, Index column, int) __attribute__((always_inline)) {
-      Index const high = row > column ? row : column, low = row > column ? column : row;
-      s.block[offset] = high < size ? s.triangle[element_offset(first + high, first + low)] : Pack{};
+      s.block[offset] = row < size && column < size
+                            ? s.triangle[symmetric_offset(samples[first + row], samples[first + column])]
+                            : Pack{};
     });
     // The block is A_c - 11'/N, and 11'/N = (n_c / N) 11'/n_c.
     TridiagonalView<Pack> const tri{s.tri.diagonal + first, s.tri.off_diagonal + first, size};
@@ -95,45 +120,56 @@ HREL_HD void tridiagonalise_joint(LabelView<Scalar> const& labels, RelevanceScra
   tridiagonalise(s.block, s.tri, splat<Pack>(mean), s.reduction);
 }
 
+// S(A_f, B) in bits of the lanes of s.triangle, which it keeps, for the samples at the positions of the classes.
+template <class Scalar, class Pack, class Samples>
+HREL_HD void joint_entropies(EntropyOrder const& order, LabelView<Scalar> const& labels, Samples const& samples,
+                             RelevanceScratch<Pack> const& s, int lanes, double* bits, bool* doubtful) {
+  if (order.spectrum == Spectrum::kSquare) {
+    Pack const sum = sum_of_joint_squares(s.triangle, s.tri.size, labels, samples);
+    for (int lane = 0; lane < lanes; ++lane) bits[lane] = -std::log2(static_cast<double>(sum[lane]));
+    return;
+  }
+  if (labels.gram == nullptr) {
+    tridiagonalise_class_blocks(labels, s, samples);
+  } else {
+    tridiagonalise_joint(labels, s);
+  }
+  entropies_of_tridiagonal(order, s, lanes, bits, doubtful);
+}
+
 // Filters first_filter .. first_filter + num_filters - 1, at most one a lane; true for those left to the eigenvalue
 // route.
 template <class Pack, class Scalar>
 HREL_HD void relevance_of_group(RelevanceProblem<Scalar> const& problem, Index first_filter, int num_filters,
                                 Scratch memory, bool* doubtful) {
-  using Value = typename Lanes<Pack>::Scalar;
   constexpr int kLanes = Lanes<Pack>::kCount;
-  Index const n = problem.acts.num_samples;
   EntropyOrder const& order = problem.order;
-  RelevanceScratch<Pack> const s(memory, n);
-
-  Pack scale, inverse_sigma;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    double const sigma = problem.sigma[first_filter + (lane < num_filters ? lane : 0)];
-    // sigma * power lies in [1, 2), so that no square leaves the range of numbers that matter.
-    double const power = power_of_two_scale<Pack>(sigma);
-    scale[lane] = static_cast<Value>(power);
-    inverse_sigma[lane] = static_cast<Value>(1 / (sigma * power));
-  }
-  FilterSource<Scalar, Pack> const source{problem.acts, first_filter, num_filters, scale};
-  squared_distances(source, problem.labels.order, s.distances, s.triangle);
-  Pack const not_finite = centred_gaussian(s.triangle, n, inverse_sigma);
-
+  RelevanceScratch<Pack> const s(memory, problem.acts.num_samples);
+  Pack const not_finite =
+      centred_gaussian_of_group(problem.acts, problem.labels.order, problem.sigma, first_filter, num_filters, s);
   double joint[kLanes], own[kLanes];
-  if (order.spectrum == Spectrum::kSquare) {
-    Pack const sum = sum_of_joint_squares(s.triangle, n, problem.labels);
-    for (int lane = 0; lane < num_filters; ++lane) joint[lane] = -std::log2(static_cast<double>(sum[lane]));
-  } else {
-    if (problem.labels.gram == nullptr) {
-      tridiagonalise_class_blocks(problem.labels, s);
-    } else {
-      tridiagonalise_joint(problem.labels, s);
-    }
-    entropies_of_tridiagonal(order, s, num_filters, joint, doubtful);
-  }
+  joint_entropies(order, problem.labels, SortedSamples{}, s, num_filters, joint, doubtful);
   entropies_of_triangle(order, s, splat<Pack>(1), num_filters, own, doubtful);
   for (int lane = 0; lane < num_filters; ++lane) {
     problem.entropy[first_filter + lane] = static_cast<Scalar>(own[lane] + not_finite[lane]);
     problem.joint_entropy[first_filter + lane] = static_cast<Scalar>(joint[lane] + not_finite[lane]);
+  }
+}
+
+// The same filters for permuted labels: one Gram matrix each, of which every permutation takes its class blocks. A
+// filter that is doubtful for one permutation is for all of them.
+template <class Pack, class Scalar>
+HREL_HD void permutations_of_group(PermutationProblem<Scalar> const& problem, Index first_filter, int num_filters,
+                                   Scratch memory, bool* doubtful) {
+  Index const n = problem.acts.num_samples;
+  RelevanceScratch<Pack> const s(memory, n);
+  Pack const not_finite =
+      centred_gaussian_of_group(problem.acts, problem.labels.order, problem.sigma, first_filter, num_filters, s);
+  for (Index r = 0; r < problem.num_permutations; ++r) {
+    double joint[Lanes<Pack>::kCount];
+    joint_entropies(problem.order, problem.labels, problem.permutations + r * n, s, num_filters, joint, doubtful);
+    Scalar* const row = problem.joint_entropy + r * problem.acts.num_filters + first_filter;
+    for (int lane = 0; lane < num_filters; ++lane) row[lane] = static_cast<Scalar>(joint[lane] + not_finite[lane]);
   }
 }
 

@@ -49,6 +49,19 @@ struct RelevanceProblem {
   Scalar* joint_entropy;  // [F] S(A_f, B), bits
 };
 
+// The joint entropies of R permutations of the labels, whose classes keep their sizes.
+template <class Scalar>
+struct PermutationProblem {
+  ActivationView<Scalar> acts;  // [N, F, D]
+  LabelView<Scalar> labels;     // as classes
+  Scalar const* sigma;          // [F]
+  EntropyOrder order;
+  Index const*
+      permutations;  // [R, N] class c of the r-th holds the sorted samples permutations[r][class_offsets[c]] ..
+  Index num_permutations;
+  Scalar* joint_entropy;  // [R, F] S(A_f, B_r), bits
+};
+
 template <class Scalar>
 struct EntropyProblem {
   GramView<Scalar> gram;  // [B, N, N] positive semidefinite, trace > 0

@@ -62,6 +62,33 @@ void long_maps_agree_with_scalar_float64_and_with_any_layout(cpu::Level const& l
   }
 }
 
+template <class Scalar>
+void permuted_labels_agree_with_labels_in_their_order(cpu::Level const& level, EntropyOrder const& order) {
+  Index const count = 3, filters = 9;
+  for (Index n : {1, 2, 33, 50}) {
+    Layer<Scalar> layer(n, filters, 5, 4, Data::kRectified, 13);
+    std::vector<Index> permutations(count * n);  // [R, N], the first one the identity
+    std::mt19937 random(14);
+    for (Index r = 0; r < count; ++r) {
+      std::iota(permutations.begin() + r * n, permutations.begin() + (r + 1) * n, Index{0});
+      if (r > 0) std::shuffle(permutations.begin() + r * n, permutations.begin() + (r + 1) * n, random);
+    }
+    std::vector<Scalar> joint(count * filters);
+    cpu::permuted_joint_entropy(
+        {layer.view(), layer.label_view(), layer.sigma.data(), order, permutations.data(), count, joint.data()},
+        cpu::NumThreads{2}, level);
+    for (Index r = 0; r < count; ++r) {
+      Layer<Scalar> permuted = layer;
+      for (Index k = 0; k < n; ++k) permuted.order[k] = layer.order[permutations[r * n + k]];
+      cpu::relevance(permuted.problem(order), cpu::NumThreads{1}, level);
+      for (Index f = 0; f < filters; ++f) {
+        CHECK_NEAR(joint[r * filters + f], permuted.joint[f], (sizeof(Scalar) == 4 ? 2e-5 : 1e-10));
+        CHECK(r > 0 || joint[f] == permuted.joint[f]);
+      }
+    }
+  }
+}
+
 void a_label_kernel_takes_the_place_of_the_classes(cpu::Level const& level) {
   Layer<float> layer = with_label_kernel({33, 9, 5, 4, Data::kRectified, 5}, 1, 0.25F);
   for (EntropyOrder const& order : {kOrder101, kSquare, kCube, kLarge}) check_layer(layer, order, level, 2e-5);
@@ -200,6 +227,12 @@ int main() {
     every_level_agrees_with_scalar_float64(*level);
     long_maps_agree_with_scalar_float64_and_with_any_layout(*level);
     a_label_kernel_takes_the_place_of_the_classes(*level);
+    for (EntropyOrder const& order : {kOrder101, kSquare, kCube, kLarge}) {
+      permuted_labels_agree_with_labels_in_their_order<float>(*level, order);
+    }
+    for (EntropyOrder const& order : {kShannon, kSquare, kCube, kLarge}) {
+      permuted_labels_agree_with_labels_in_their_order<double>(*level, order);
+    }
     an_indefinite_joint_matrix_is_redone_by_eigenvalues(*level);
     one_filter_and_many_give_the_same_bits_on_any_number_of_threads(*level);
     a_value_that_is_not_finite_spoils_its_own_filter_alone(*level);
