@@ -253,6 +253,12 @@ def test_every_activation_norm_and_pool_counts(batches, where, kinds):
         assert torch.equal(scores["0"].per_batch, by_hand(model[:3], batches[:1], sigma=2.0)), make
 
 
+def test_unpooling_is_no_pool(batches):
+    indices = torch.arange(49).reshape(1, 1, 7, 7).expand(20, 2, 7, 7)
+    with pytest.raises(ValueError, match=re.escape("conv (goes into max_unpool2d)")):
+        collect(Branches(lambda y, x: functional.max_unpool2d(y, indices, 2)), batches, where="pool", sigma=2.0)
+
+
 @pytest.fixture(scope="module")
 def resnet():
     torch.manual_seed(7)
