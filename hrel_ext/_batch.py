@@ -16,6 +16,9 @@ SIGMA_RULE = 'sigma must be a positive number, a tensor of shape (F,), None, "la
 
 DEFAULT_LABEL_SIGMA = 0.1  # HRel's
 
+# Rounding of an estimate, in bits: what is closer than that counts as equal, by the dtype of the results.
+RESOLUTION_BITS = {torch.float32: 2e-5, torch.float64: 1e-10}
+
 # Off-class elements of the label kernel below it change no entropy by more than N times this, so they count as 0.
 NEGLIGIBLE_LABEL_KERNEL = 1e-20
 
@@ -155,7 +158,7 @@ def _prepare_label_gram(maps: Tensor, label_gram: Tensor) -> Batch:
     rounding = num_samples * torch.finfo(label_gram.dtype).eps
     if (difference := (kernel - kernel.T).abs().max().item()) > rounding:
         raise ValueError(
-            f"label_gram must be symmetric, to {rounding:.1e} once its diagonal is 1, got elements {difference:.1e} apart"
+            f"label_gram must be symmetric, to {rounding:.1e} with a diagonal of 1, got elements {difference:.1e} apart"
         )
     kernel = (kernel + kernel.T) / 2
     kernel.fill_diagonal_(1)

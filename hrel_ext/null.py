@@ -7,11 +7,8 @@ import torch
 from torch import Generator, Tensor
 
 from hrel_ext import _ops
-from hrel_ext._batch import Batch, positive, prepare
+from hrel_ext._batch import RESOLUTION_BITS, Batch, positive, prepare
 from hrel_ext.relevance import filter_widths, terms_of_batch
-
-# Rounding of an estimate, in bits: what is closer than that counts as equal, by the dtype of the results.
-_RESOLUTION_BITS = {torch.float32: 2e-5, torch.float64: 1e-10}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +29,8 @@ class PermutationNull:
     Source: Phipson, Smyth, Stat. Appl. Genet. Mol. Biol. 9 (2010), doi 10.2202/1544-6115.1585, for the p-value.
 
     Example:
-        >>> null = PermutationNull(torch.tensor([0.9, 0.5]), torch.tensor([[0.4, 0.4], [0.5, 0.5], [0.6, 0.6]]))
+        >>> draws = torch.tensor([[0.4, 0.4], [0.5, 0.5], [0.6, 0.6]])
+        >>> null = hrel_ext.PermutationNull(torch.tensor([0.9, 0.5]), draws)
         >>> [[round(value, 3) for value in values.tolist()] for values in (null.debiased, null.z, null.p_value)]
         [[0.4, 0.0], [4.0, 0.0], [0.25, 0.75]]
     """
@@ -67,7 +65,7 @@ class PermutationNull:
     @property
     def z(self) -> Tensor:
         """debiased / std, (F,); 0 where both are rounding, as of a filter that never fires; NaN for R = 1."""
-        debiased, std, resolution = self.debiased, self.std, _RESOLUTION_BITS[self.relevance.dtype]
+        debiased, std, resolution = self.debiased, self.std, RESOLUTION_BITS[self.relevance.dtype]
         return torch.where((std <= resolution) & (debiased.abs() <= resolution), 0, debiased / std)
 
     @property
@@ -77,7 +75,7 @@ class PermutationNull:
         The chance that a filter which knows nothing of the labels has a relevance as large: it is valid for any R, and
         never below 1 / (R + 1).
         """
-        at_least = self.null >= self.relevance - _RESOLUTION_BITS[self.relevance.dtype]  # (R, F)
+        at_least = self.null >= self.relevance - RESOLUTION_BITS[self.relevance.dtype]  # (R, F)
         return (1 + at_least.sum(0)).to(self.relevance.dtype) / (len(self.null) + 1)
 
 
@@ -125,7 +123,7 @@ def permutation_null(
         >>> labels = torch.arange(40) % 4
         >>> informed = labels[:, None] + torch.linspace(0, 0.5, 40)[:, None]
         >>> acts = torch.cat((informed, torch.zeros(40, 1)), 1)  # the second filter never fires
-        >>> null = permutation_null(acts, labels, sigma=1.0, permutations=19)
+        >>> null = hrel_ext.permutation_null(acts, labels, sigma=1.0, permutations=19)
         >>> [round(value, 2) for value in null.p_value.tolist()]
         [0.05, 1.0]
     """

@@ -28,7 +28,20 @@ from hrel_ext.width import aligned_width
 
 
 class RelevanceTerms(NamedTuple):
-    """The relevance and the entropies it is made of, in bits: relevance = entropy + label_entropy - joint_entropy."""
+    """The relevance and the entropies it is made of, in bits: relevance = entropy + label_entropy - joint_entropy.
+
+    Attributes:
+        relevance: (F,), I(A_f; B).
+        entropy: (F,), S(A_f).
+        joint_entropy: (F,), S(A_f, B).
+        label_entropy: (), S(B).
+
+    Source: as `relevance`.
+
+    Example:
+        >>> hrel_ext.relevance_terms(torch.zeros(4, 1), torch.tensor([0, 0, 1, 1]), sigma=1.0).label_entropy.item()
+        1.0
+    """
 
     relevance: Tensor  # (F,) I(A_f; B)
     entropy: Tensor  # (F,) S(A_f)
@@ -63,8 +76,8 @@ def relevance(
         labels: (N,), integer class ids >= 0 on the same device; compared for equality only.
         label_gram: (N, N), in the place of ``labels``: a positive semidefinite kernel of any targets on the same
             device, say `hrel_ext.gram` of class probabilities, of many labels at once, or of a target of regression. It
-            is scaled to a diagonal of 1. Where it then is 1 within classes and 0 across, exactly, the result is that
-            of the ``labels``, bit for bit and as fast.
+            is scaled to a diagonal of 1. Where it then is 1 within classes and 0 across, exactly, the way of the
+            ``labels`` is taken, as fast and as exact.
         sigma: kernel width > 0, one number or a tensor (F,); None or "layer" takes the width of the layer that aligns
             best with the labels of this batch, as HRel does; "filter" one per filter by the same rule.
         alpha: order of the entropy, > 0; 1 is the Shannon limit, which HRel's published code uses.
@@ -86,12 +99,12 @@ def relevance(
 
     Example:
         >>> labels = torch.arange(8) % 4
-        >>> acts = torch.stack((10.0 * labels, torch.zeros(8)), 1)  # a filter that knows the class, one that never fires
-        >>> hrel_ext.relevance(acts, labels, sigma=1.0).tolist()
+        >>> acts = torch.stack((10.0 * labels, torch.zeros(8)), 1)  # one filter knows the class, one never fires
+        >>> [abs(round(bits, 4)) for bits in hrel_ext.relevance(acts, labels, sigma=1.0).tolist()]
         [2.0, 0.0]
         >>> target = hrel_ext.gram(labels[:, None].float(), sigma=1.0)  # classes as numbers: neighbours are alike
-        >>> [round(bits, 3) for bits in hrel_ext.relevance(acts, label_gram=target, sigma=1.0).tolist()]
-        [0, 0]
+        >>> [abs(round(bits, 3)) for bits in hrel_ext.relevance(acts, label_gram=target, sigma=1.0).tolist()]
+        [1.845, 0.0]
     """
     return relevance_terms(
         acts,
@@ -130,8 +143,8 @@ def relevance_terms(
     Example:
         >>> labels = torch.arange(8) % 4
         >>> terms = hrel_ext.relevance_terms(100.0 * torch.arange(8)[:, None], labels, sigma=1.0)  # all samples differ
-        >>> [terms.entropy.tolist(), terms.label_entropy.item(), terms.joint_entropy.tolist(), terms.relevance.tolist()]
-        [[3.0], 2.0, [3.0], [2.0]]
+        >>> [round(term.item(), 4) for term in terms]  # relevance, S(A), S(A, B), S(B)
+        [2.0, 3.0, 3.0, 2.0]
     """
     batch = prepare(acts, labels, label_sigma, label_gram)
     return _differentiable_terms(acts, batch, sigma, alpha) if differentiable else terms_of_batch(batch, sigma, alpha)

@@ -44,6 +44,8 @@ class Agreement(NamedTuple):
         concordance: Kendall's W, from 0 (any order in each mini-batch) to 1 (the same order in all of them).
         p_value: how often filters that do not differ would agree as well as this, or better.
 
+    Source: M. Friedman (1937), Kendall and Babington Smith (1939); see `LayerScores.agreement`. Both are without unit.
+
     Example:
         >>> import torch, hrel_ext
         >>> layer = hrel_ext.LayerScores(torch.tensor([[1.0, 2.0, 3.0]] * 4), widths=torch.ones(4))
@@ -383,7 +385,7 @@ def kendall_tau(first: Tensor, second: Tensor) -> float:
         second: (F,), b.
 
     Returns:
-        From -1 (reversed) to 1 (the same order); NaN where all of one are equal, or F < 2.
+        From -1 (reversed) to 1 (the same order), without unit; NaN where all of one are equal, or F < 2.
 
     Raises:
         ValueError: other shapes.

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 
 from hrel_ext import _ops
-from hrel_ext._batch import DEFAULT_LABEL_SIGMA, Batch, check_finite, check_widths, positive, prepare, read, widths
+from hrel_ext._batch import (
+    DEFAULT_LABEL_SIGMA,
+    RESOLUTION_BITS,
+    Batch,
+    check_finite,
+    check_widths,
+    positive,
+    prepare,
+    read,
+    widths,
+)
 from hrel_ext.width import aligned_width
 
 _MATRIX_BYTES = 32 << 20  # of the kernels (f, N, N) of the candidates that are tried at a time
@@ -56,7 +66,7 @@ def joint_relevance(
     Example:
         >>> labels = torch.arange(8) % 4
         >>> acts = 10.0 * torch.stack((labels % 2, labels // 2, labels % 2), 1)  # halves of the class; the last a copy
-        >>> [hrel_ext.joint_relevance(acts, labels, s, sigma=1.0).item() for s in ([0], [0, 1], [0, 2])]
+        >>> [round(hrel_ext.joint_relevance(acts, labels, s, sigma=1.0).item(), 4) for s in ([0], [0, 1], [0, 2])]
         [1.0, 2.0, 1.0]
     """
     layer = _Layer(prepare(acts, labels, label_sigma), sigma, positive("alpha", alpha))
@@ -97,7 +107,7 @@ def conditional_relevance(
     Example:
         >>> labels = torch.arange(8) % 4
         >>> acts = 10.0 * torch.stack((labels % 2, labels // 2, labels % 2), 1)
-        >>> hrel_ext.conditional_relevance(acts, labels, [0], sigma=1.0).tolist()
+        >>> [abs(round(bits, 4)) for bits in hrel_ext.conditional_relevance(acts, labels, [0], sigma=1.0).tolist()]
         [0.0, 1.0, 0.0]
     """
     layer = _Layer(prepare(acts, labels, label_sigma), sigma, positive("alpha", alpha))
@@ -144,9 +154,9 @@ def select_filters(
         forward:   from no filter, take the f with the largest mean over the mini-batches of I(T_{S + f}; B)
         backward:  from all filters, remove the f with the largest mean of I(T_{S - f}; B)
 
-    until ``keep`` are left. Of equal values the lower index is taken (forward) or removed (backward), as the lower one
-    goes first everywhere. In large sets all values come close to S(B) and to each other: the first filters of a forward
-    selection are told apart best.
+    until ``keep`` are left. Of values that differ by no more than their rounding, 2e-5 bits (1e-10 in float64), the
+    lower index is taken (forward) or removed (backward). In large sets all values come close to S(B) and to each other,
+    so that in the end the index decides: the first filters of a forward selection are told apart best.
 
     Args:
         batches: pairs of acts (N, F, *spatial) and labels (N,), as for `joint_relevance`; the same F in all of them.
@@ -169,8 +179,9 @@ def select_filters(
     Example:
         >>> labels = torch.arange(16) % 4
         >>> acts = 10.0 * torch.stack((labels % 2, labels % 2, labels // 2), 1)  # the second is a copy of the first
-        >>> hrel_ext.select_filters([(acts, labels)], keep=2, sigma=1.0)
-        Selection(kept=(0, 2), order=(0, 2), relevance_bits=(1.0, 2.0))
+        >>> found = hrel_ext.select_filters([(acts, labels)], keep=2, sigma=1.0)
+        >>> found.order, [round(bits, 4) for bits in found.relevance_bits]
+        ((0, 2), [1.0, 2.0])
     """
     if method not in ("forward", "backward"):
         raise ValueError(f'method must be "forward" or "backward", got {method!r}')
@@ -199,7 +210,7 @@ def select_filters(
         each = zip(layers, bases, strict=True)
         values = torch.stack([layer.relevance_with_each(base, rest, sign) for layer, base in each])  # (batches, rest)
         mean = values.double().mean(0)  # (rest,)
-        place = int(mean.argmax())  # the first maximum
+        place = int((mean >= mean.max() - RESOLUTION_BITS[values.dtype]).int().argmax())  # the first one
         best = rest.pop(place)
         order.append(best)
         bits.append(mean[place].item())

@@ -77,7 +77,7 @@ class MovingWidth:
 
         sigma_0 = w_0,   sigma_t = decay sigma_(t-1) + (1 - decay) w_t,
 
-    where w_t is the width of mini-batch t, say of `kernel_width`.
+    where w_t is the width of mini-batch t, say of `kernel_width`, in units of the maps.
 
     Args:
         decay: share of the old value, in [0, 1); 0.9 is HRel's.

@@ -13,7 +13,10 @@ import torch
 import hrel_ext
 
 PUBLIC = [name for name in hrel_ext.__all__ if callable(getattr(hrel_ext, name))]
-NO_QUANTITY = {"build_info"}  # returns no quantity, which could have a unit or a source
+NO_QUANTITY = {  # nothing that could have a unit or a source
+    *("BalancedBatchSampler", "Header", "IndistinguishableScoresWarning", "Scores"),
+    *("build_info", "weight_hash"),
+}
 UNIT = re.compile(r"\b(bits|units? of|without unit|ms|bytes)\b")
 
 

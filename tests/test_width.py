@@ -135,3 +135,33 @@ def test_widths_of_tiny_activations_scale_with_them(rng, exponent, per_filter):
         expected[1] = 1  # any width
     width = hrel_ext.kernel_width(acts * 2.0**exponent, labels, per_filter=per_filter)
     torch.testing.assert_close(width, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("shape", ((), (3,)))
+def test_moving_width_is_the_exponential_average_of_the_widths(rng, shape):
+    widths = [1 + torch.rand(shape, generator=rng) for _ in range(5)]
+    average = hrel_ext.MovingWidth(decay=0.8)
+    assert average.value is None
+    expected = widths[0]
+    for t, width in enumerate(widths):
+        expected = width if t == 0 else 0.8 * expected + 0.2 * width
+        torch.testing.assert_close(average.update(width), expected)
+        assert average.value.shape == shape
+    saved = average.state_dict()
+    other = hrel_ext.MovingWidth()
+    other.load_state_dict(saved)
+    assert torch.equal(other.update(widths[0]), average.update(widths[0]))
+
+
+def test_moving_width_keeps_its_value_after_a_wrong_one():
+    average = hrel_ext.MovingWidth()
+    average.update(torch.tensor([1.0, 2.0]))
+    with pytest.raises(ValueError, match=r"width must have the shape of the first one, \(2,\), got \(\)"):
+        average.update(torch.tensor(1.0))
+    with pytest.raises(ValueError, match="width must be > 0 and finite, got nan"):
+        average.update(torch.tensor([1.0, torch.nan]))
+    with pytest.raises(TypeError, match="width must be a floating-point tensor, got float"):
+        average.update(1.0)
+    assert average.value.tolist() == [1.0, 2.0]
+    with pytest.raises(ValueError, match="decay must be >= 0 and < 1, got 1"):
+        hrel_ext.MovingWidth(decay=1)
