@@ -11,7 +11,8 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
-from hrel_ext.collect import Batch, collect, evaluation_mode
+from hrel_ext.collect import Batch, evaluation_mode
+from hrel_ext.pruning.criteria import Criterion, FilterScores, HRel
 from hrel_ext.scores import LayerScores
 
 
@@ -21,15 +22,15 @@ class Cycle:
 
     Attributes:
         number: 1 for the first cycle.
-        scores: layer to the `LayerScores` of the filters it had before the cycle, in ascending order of their indices;
-            only of the layers that were not yet at their limit.
+        scores: layer to the `LayerScores` (of another criterion than HRel: `FilterScores`) of the filters it had before
+            the cycle, in ascending order of their indices; only of the layers that were not yet at their limit.
         removed: layer to the indices that went, lowest score first.
         kept: layer to the indices that are left, ascending.
         accuracy: what ``evaluate`` returned after retraining; None without ``evaluate``.
     """
 
     number: int
-    scores: Mapping[str, LayerScores]
+    scores: Mapping[str, LayerScores | FilterScores]
     removed: Mapping[str, tuple[int, ...]]
     kept: Mapping[str, tuple[int, ...]]
     accuracy: float | None
@@ -60,7 +61,7 @@ class PruningResult:
 
 def prune(
     model: nn.Module,
-    score_batches: Iterable[Batch],
+    score_batches: Iterable[Batch] | None,
     example_inputs: Tensor,
     *,
     limits: Mapping[str, int],
@@ -71,6 +72,7 @@ def prune(
     sigma: float | str | None = None,
     alpha: float = 1.01,
     label_sigma: float = 0.1,
+    criterion: Criterion | None = None,
     on_cycle: Callable[[Cycle], None] | None = None,
     progress: Callable[[Iterable[Batch]], Iterable[Batch]] | None = None,
 ) -> PruningResult:
@@ -82,7 +84,8 @@ def prune(
 
     Args:
         model: the network, trained, on any device. Its parameters are replaced, so an optimizer made before is void.
-        score_batches: re-iterable pairs of inputs and labels that the filters are scored on, see `hrel_ext.collect`.
+        score_batches: re-iterable pairs of inputs and labels that the filters are scored on, see `hrel_ext.collect`;
+            None with a criterion, which has its own.
         example_inputs: (1, ...) or more samples, to trace the network with.
         limits: convolution (its name in the model) to the number of filters it is to end with.
         shares: the same names to the share p of the remaining filters that goes in each cycle, 0 < p < 1.
@@ -94,6 +97,8 @@ def prune(
         sigma: kernel width in exp(-d^2 / sigma^2), see `hrel_ext.relevance`.
         alpha: order of the entropy.
         label_sigma: kernel width of the labels.
+        criterion: what ranks the filters; None is `HRel` with the arguments above. ``sigma``, ``alpha``,
+            ``label_sigma`` and ``progress`` belong to that one alone.
         on_cycle: called with each `Cycle` when it is done.
         progress: wraps ``score_batches`` in each cycle.
 
@@ -108,28 +113,19 @@ def prune(
     the code: filters are removed, not masked, and there is no idle cycle at the end.
     """
     check_schedule(model, limits, shares, scored)
+    if criterion is None:
+        criterion = HRel(score_batches, sigma=sigma, alpha=alpha, label_sigma=label_sigma, progress=progress)
+    elif score_batches is not None:
+        raise ValueError("score_batches must be None with a criterion, which has its own")
     original = {name: model.get_submodule(name).out_channels for name in limits}
     kept = {name: tuple(range(count)) for name, count in original.items()}
     cycles: list[Cycle] = []
     while unfinished := [name for name in limits if len(kept[name]) > limits[name]]:
         targets = {name: (scored or {}).get(name, name) for name in unfinished}
-        scores = collect(
-            model,
-            score_batches,
-            layers=targets,
-            sigma=sigma,
-            alpha=alpha,
-            label_sigma=label_sigma,
-            progress=progress,
-        )
+        scores = criterion.table(model, targets)
         lowest: dict[str, list[int]] = {}
         for name in unfinished:
             num_filters = len(kept[name])
-            if len(scores[name].mean) != num_filters:
-                raise ValueError(
-                    f"scored must name a module with one channel per filter of {name!r} ({num_filters}), "
-                    f"got {targets[name]!r} with {len(scores[name].mean)}"
-                )
             lowest[name] = lowest_filters(scores[name].mean, num_removed(num_filters, shares[name], limits[name]))
         remove_filters(model, example_inputs, lowest)
         removed = {name: tuple(kept[name][i] for i in indices) for name, indices in lowest.items()}
