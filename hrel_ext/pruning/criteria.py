@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -78,10 +77,10 @@ class Criterion(ABC):
     name: ClassVar[str]
 
     def __init__(self) -> None:
-        self.unscored: Mapping[str, str] = MappingProxyType({})
+        self.unscored: Mapping[str, str] = {}
         self._made_for: _Fingerprint | None = None
-        self._table: Mapping[str, FilterScores | LayerScores] = MappingProxyType({})
-        self._scores: Mapping[str, Tensor] = MappingProxyType({})
+        self._table: Mapping[str, FilterScores | LayerScores] = {}
+        self._scores: Mapping[str, Tensor] = {}
 
     def scores(self, model: nn.Module, layers: Layers = None) -> Mapping[str, Tensor]:
         """Score the filters of some layers.
@@ -127,9 +126,9 @@ class Criterion(ABC):
             table = self._measure(model, targets, unscored if layers is None else None)
             for name, scores in table.items():
                 _check(name, scores, _num_filters(layers_of[name]))
-            self.unscored = MappingProxyType(unscored)
-            self._table = MappingProxyType(dict(table))
-            self._scores = MappingProxyType({name: scores.mean.double() for name, scores in table.items()})
+            self.unscored = unscored
+            self._table = dict(table)
+            self._scores = {name: scores.mean.double() for name, scores in table.items()}
             self._made_for = _Fingerprint(model, request)
         return self._table
 

@@ -45,8 +45,8 @@ class GroupImportance(torch_pruning.importance.Importance):
     Args:
         criterion: scores the layers.
         layers: as for `Criterion.scores`; None takes every ``nn.Conv2d`` that the criterion can score.
-        reduction: of the scores that meet in one channel, as in a residual stream: "max" keeps a channel that any of
-            the layers needs, "mean" averages over them.
+        reduction: of the scores that meet in one channel, as in a residual stream: "mean" averages over the layers;
+            "max" keeps a channel that any of them needs, but lets the layer with the largest scores decide alone.
 
     Attributes:
         unscored: root of a group to the reason why it is not pruned, since the model was last scored.
@@ -66,7 +66,7 @@ class GroupImportance(torch_pruning.importance.Importance):
         [3.0, 2.0]
     """
 
-    def __init__(self, criterion: Criterion, *, layers: Layers = None, reduction: str = "max") -> None:
+    def __init__(self, criterion: Criterion, *, layers: Layers = None, reduction: str = "mean") -> None:
         if reduction not in _REDUCTIONS:
             raise ValueError(f"reduction must be one of {', '.join(map(repr, _REDUCTIONS))}, got {reduction!r}")
         self.criterion, self.layers, self.reduction = criterion, layers, reduction
@@ -166,7 +166,7 @@ class HRelImportance(GroupImportance):
         label_sigma: float = 0.1,
         where: str = "conv",
         layers: Layers = None,
-        reduction: str = "max",
+        reduction: str = "mean",
         progress: Progress = None,
     ) -> None:
         criterion = HRel(batches, sigma=sigma, alpha=alpha, label_sigma=label_sigma, where=where, progress=progress)

@@ -61,7 +61,7 @@ class PruningResult:
 
 def prune(
     model: nn.Module,
-    score_batches: Iterable[Batch] | None,
+    score_batches: Iterable[Batch],
     example_inputs: Tensor,
     *,
     limits: Mapping[str, int],
@@ -85,7 +85,7 @@ def prune(
     Args:
         model: the network, trained, on any device. Its parameters are replaced, so an optimizer made before is void.
         score_batches: re-iterable pairs of inputs and labels that the filters are scored on, see `hrel_ext.collect`;
-            None with a criterion, which has its own.
+            a ``criterion`` has mini-batches of its own.
         example_inputs: (1, ...) or more samples, to trace the network with.
         limits: convolution (its name in the model) to the number of filters it is to end with.
         shares: the same names to the share p of the remaining filters that goes in each cycle, 0 < p < 1.
@@ -115,8 +115,6 @@ def prune(
     check_schedule(model, limits, shares, scored)
     if criterion is None:
         criterion = HRel(score_batches, sigma=sigma, alpha=alpha, label_sigma=label_sigma, progress=progress)
-    elif score_batches is not None:
-        raise ValueError("score_batches must be None with a criterion, which has its own")
     original = {name: model.get_submodule(name).out_channels for name in limits}
     kept = {name: tuple(range(count)) for name, count in original.items()}
     cycles: list[Cycle] = []
