@@ -3,6 +3,7 @@
 
 from hrel_ext._ops import build_info
 from hrel_ext.collect import PAPER_WHERE, collect
+from hrel_ext.null import PermutationNull, permutation_null
 from hrel_ext.relevance import RelevanceTerms, relevance, relevance_terms
 from hrel_ext.sampling import BalancedBatchSampler
 from hrel_ext.scores import (
@@ -23,12 +24,14 @@ __all__ = [
     "Header",
     "IndistinguishableScoresWarning",
     "LayerScores",
+    "PermutationNull",
     "RelevanceTerms",
     "Scores",
     "build_info",
     "collect",
     "kendall_tau",
     "kernel_width",
+    "permutation_null",
     "relevance",
     "relevance_terms",
     "weight_hash",

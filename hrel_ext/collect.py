@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from hrel_ext._batch import Classes, positive, prepare, result_dtype, sort_by_class
 from hrel_ext._batch import widths as widths_of
-from hrel_ext.null import null_of_batch
+from hrel_ext.null import draw_permutations, null_of_batch
 from hrel_ext.relevance import filter_widths, terms_of_batch
 from hrel_ext.scores import Header, IndistinguishableScoresWarning, LayerScores, Scores, versions, weight_hash
 
@@ -95,7 +95,7 @@ def collect(
         label_sigma: kernel width of the labels.
         permutations: draws of the label-permutation null, R; 0 makes none. Labels are permuted within each mini-batch,
             and draw r of the null of the mean is the mean over the mini-batches of their draws r.
-        seed: of the permutations.
+        seed: of the permutations, >= 0.
         max_bytes: the most that scoring copies of a layer's maps at a time; more is taken in groups of filters, with
             the same results to the last bit. A copy is made of half precision on the CPU (in float32) and of maps whose
             height and width are no single stride, of nothing else. None takes all filters of a layer at once. The ops'
@@ -136,8 +136,8 @@ def collect(
     for name, value in (("permutations", permutations), ("seed", seed)):
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if permutations < 0:
-        raise ValueError(f"permutations must be >= 0, got {permutations}")
+        if value < 0:
+            raise ValueError(f"{name} must be >= 0, got {value}")
     generator = torch.Generator().manual_seed(seed)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     table = {name: _Columns() for name in targets}
@@ -149,7 +149,7 @@ def collect(
             classes = sort_by_class(labels.to(device))  # once for all layers
             shuffles = None
             if permutations:  # (R, N), the same for all layers
-                shuffles = torch.rand(permutations, size, generator=generator).argsort(dim=1).to(device)
+                shuffles = draw_permutations(permutations, size, generator).to(device)
             score = partial(scorer.score, classes=classes, permutations=shuffles)
             for name, terms in score_forward_pass(model, inputs.to(device), targets, where, score).items():
                 table[name].append(name, terms)

@@ -25,10 +25,15 @@ class IndistinguishableScoresWarning(UserWarning):
     """The scores of a layer's filters cannot be told apart by the mini-batches they were made from.
 
     Example:
-        >>> import warnings
-        >>> from hrel_ext import IndistinguishableScoresWarning
-        >>> warnings.simplefilter("error", IndistinguishableScoresWarning)  # for who would rather stop
-        >>> warnings.simplefilter("default", IndistinguishableScoresWarning)
+        >>> import warnings, torch, hrel_ext
+        >>> twice_the_same = torch.nn.Conv2d(1, 2, 3)
+        >>> _ = torch.nn.init.ones_(twice_the_same.weight), torch.nn.init.zeros_(twice_the_same.bias)
+        >>> batches = [(torch.randn(9, 1, 4, 4), torch.arange(9) % 3) for _ in range(4)]
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     _ = hrel_ext.collect(torch.nn.Sequential(twice_the_same), batches)
+        >>> [warning.category.__name__ for warning in caught]
+        ['IndistinguishableScoresWarning']
     """
 
 
@@ -44,7 +49,7 @@ class Agreement(NamedTuple):
         >>> layer = hrel_ext.LayerScores(torch.tensor([[1.0, 2.0, 3.0]] * 4), widths=torch.ones(4))
         >>> concordance, p_value = layer.agreement
         >>> round(concordance, 3), round(p_value, 3)
-        (1.0, 0.007)
+        (1.0, 0.01)
     """
 
     concordance: float
@@ -356,7 +361,7 @@ class Scores(Mapping[str, LayerScores]):
         for field in fields(Header):
             kind, value = get_origin(field.type) or field.type, content[field.name]
             if type(value) is not kind:
-                raise ValueError(f"{field.name} must be a {kind.__name__}, got {type(value).__name__}")
+                raise ValueError(f"{field.name} must be of type {kind.__name__}, got {type(value).__name__}")
         header = Header(**content)
         parts = ("per_batch", "widths", "null") if header.permutations else ("per_batch", "widths")
         keys = {f"{part}/{name}" for name in header.modules for part in parts}
