@@ -266,14 +266,24 @@ def test_scores_are_made_anew_whenever_a_value_changed_and_only_then(net, batche
     assert batches.count == 7
 
 
-def test_a_criterion_and_its_pruner_can_be_copied(net, batches):
+def test_a_criterion_holds_on_to_no_network(net, batches):
     importance = HRelImportance(batches)
-    pruner = torch_pruning.pruner.BasePruner(net, batches.batches[0][0], importance, ignored_layers=[net[7]])
-    importance.criterion.scores(net)
-    other = copy.deepcopy(pruner)
-    other.step()
-    assert other.model[0].out_channels == 2 and net[0].out_channels == 4
-    assert importance.criterion.scores(net)["0"].shape == (4,)
+    scores = importance.criterion.scores(net)
+    other, copied = copy.deepcopy((net, importance))
+    assert copied.criterion.scores(other).keys() == scores.keys() and copied.criterion.batches.count == 1
+    with torch.no_grad():
+        other[0].weight[0] = 0
+    copied.criterion.scores(other)
+    assert importance.criterion.scores(net) is scores
+    assert not any(isinstance(value, nn.Module) for value in held(importance))
+
+
+def held(value):
+    """Everything that an object of this package reaches through its attributes and containers."""
+    yield value
+    inside = vars(value).values() if hasattr(value, "__dict__") else value.values() if isinstance(value, dict) else ()
+    for item in inside:
+        yield from held(item)
 
 
 # What is refused

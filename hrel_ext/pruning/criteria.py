@@ -174,7 +174,9 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _num_filters(layer: nn.Module | None) -> int | None:
     """The output channels of a convolution or linear layer; None for anything else."""
-    return getattr(layer, "out_channels", getattr(layer, "out_features", None))
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return layer.out_channels
+    return layer.out_features if isinstance(layer, nn.Linear) else None
 
 
 def _check(name: str, scores: FilterScores | LayerScores, num_filters: int) -> None:
