@@ -158,6 +158,23 @@ def test_taylor_needs_no_trainable_parameter_and_leaves_no_gradient(net, batches
     assert all(images.grad is None and not images.requires_grad for images, _ in batches.batches)
 
 
+def test_taylor_takes_the_map_before_what_is_done_to_it_in_place(rng):
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 3, 1)
+
+        def forward(self, x):
+            return self.conv(x).add_(5).square().mean((2, 3))
+
+    torch.manual_seed(0)
+    model, images, labels = Shifted(), torch.rand(6, 1, 2, 2, generator=rng), torch.arange(6) % 3
+    maps = model.conv(images).detach().requires_grad_()
+    cross_entropy((maps + 5).square().mean((2, 3)), labels, reduction="sum").backward()
+    expected = (maps.grad * maps).detach().double().mean((2, 3)).abs().mean(0)
+    assert torch.allclose(Taylor([(images, labels)]).scores(model)["conv"], expected, rtol=1e-5, atol=0)
+
+
 def test_alignment_elimination_is_that_of_kernels_made_anew(net, batches):
     scores = AlignmentElimination(batches).scores(net, ["0"])["0"]
     squared, widths = [], []
@@ -165,6 +182,9 @@ def test_alignment_elimination_is_that_of_kernels_made_anew(net, batches):
         maps = maps_at(small_net(), images, 0)
         squared.append(torch.stack([torch.cdist(*[maps[:, f].flatten(1)] * 2) ** 2 for f in range(4)]))
         widths.append(squared[-1].sum(0).sqrt().mean())
+        scaled = AlignmentElimination(batches)._of_maps("0", maps)  # the order alone hardly depends on the width
+        rows, columns = torch.triu_indices(12, 12, offset=1)
+        assert torch.allclose(scaled, squared[-1][:, rows, columns] / widths[-1] ** 2, rtol=1e-9)
 
     def alignment(kept):
         total = 0
@@ -350,22 +370,23 @@ def test_equal_scores_become_different_by_index_and_nothing_else_moves(rng):
     assert torch.equal(_pairwise_different(alone), alone)
 
 
-@pytest.mark.parametrize("groups", [1, 4])
-def test_dead_filters_go_by_index(rng, groups):
+@pytest.mark.parametrize("groups", [1, 4, 28])
+@pytest.mark.parametrize("criterion", [HRel, L1Norm])
+def test_equal_filters_go_by_index(rng, groups, criterion):
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(2, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1, groups=groups), nn.ReLU(), nn.Conv2d(16, 3, 1)
-    )
+    size = 40 * groups
+    convs = [nn.Conv2d(2, size, 1), nn.Conv2d(size, size, 1, groups=groups), nn.Conv2d(size, 3, 1)]
+    net = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2]).double()  # norms with all 53 bits
     with torch.no_grad():
-        for conv in (net[0], net[2]):
-            conv.weight.zero_()
-    images = torch.rand(12, 2, 3, 3, generator=rng)
-    importance = HRelImportance([(images, torch.arange(12) % 3)])
+        for conv in convs[:2]:  # dead ones for HRel, and ones of equal norms that are not 0
+            conv.weight.fill_(0 if criterion is HRel else 0.1)
+    images = torch.rand(12, 2, 3, 3, dtype=torch.float64, generator=rng)
+    importance = GroupImportance(criterion([(images, torch.arange(12) % 3)]))
     pruner = torch_pruning.pruner.BasePruner(
         net, images, importance, pruning_ratio=0.5, ignored_layers=[net[4]], in_channel_groups={}, out_channel_groups={}
     )
     pruner.step()
-    first = [0, 1, 2, 3, 4, 5, 6, 7] if groups == 1 else [0, 1, 4, 5, 8, 9, 12, 13]  # the same of each block
+    first = [40 * block + position for block in range(groups) for position in range(20)]  # the same of each block
     history = pruner.pruning_history()
     assert history and all(sorted(indices) == first for _, _, indices in history)
 
@@ -533,6 +554,8 @@ def test_what_is_not_scored_is_not_pruned_and_named(rng):
         pruner.step()
     assert importance.unscored == {"2": "2 is not scored"}
     assert chain[0].out_channels == 2 and chain[2].out_features == 6
+    group = pruner.DG.get_pruning_group(chain[0], torch_pruning.prune_conv_out_channels, [0, 1])
+    assert len(importance(group)) == 2 and importance.unscored == {}  # scored afresh
     with pytest.raises(ValueError, match=r"no layer can be scored: 0 \(goes into flatten, not 'relu'\)"):
         HRel(batches, where="relu").scores(chain)
 

@@ -113,7 +113,7 @@ class GroupImportance(torch_pruning.importance.Importance):
         blocks = _num_blocks(group)
         if blocks == 1 or len(channels) % blocks or len(channels) != group._DG.get_out_channels(group[0].dep.layer):
             return _pairwise_different(found)
-        found = found.view(blocks, -1).mean(0)
+        found = sum(found.view(blocks, -1)) / blocks  # in one order for all: .mean(0) rounds some columns otherwise
         return _pairwise_different(found, spare_bits=blocks.bit_length()).repeat(blocks)
 
     def _report(self, root: str, lacking: list[str]) -> None:
@@ -196,7 +196,7 @@ def _pairwise_different(scores: Tensor, spare_bits: int = 0) -> Tensor:
     """
     order = scores.argsort(stable=True)
     steps = torch.arange(len(scores))
-    integers = _ordered_integers(scores[order] + 0.0) >> spare_bits  # + 0.0 because -0.0 is equal to it
+    integers = _ordered_integers(scores[order]) >> spare_bits
     integers = (integers - steps).cummax(0).values + steps  # the least that rises by 1 or more at each step
     different = torch.empty_like(scores)
     different[order] = _ordered_integers((integers << spare_bits).view(torch.float64)).view(torch.float64)
@@ -204,6 +204,6 @@ def _pairwise_different(scores: Tensor, spare_bits: int = 0) -> Tensor:
 
 
 def _ordered_integers(floats: Tensor) -> Tensor:
-    """float64 as int64 in the same order. Of the bits of an integer, seen as a float, the way back."""
+    """float64 as int64 in the same order, -0.0 as 0. Of the bits of an integer, seen as a float, the way back."""
     bits = floats.view(torch.int64)
     return torch.where(bits < 0, torch.iinfo(torch.int64).min - bits, bits)
