@@ -385,6 +385,8 @@ def test_equal_filters_go_by_index(rng, groups, criterion):
     pruner = torch_pruning.pruner.BasePruner(
         net, images, importance, pruning_ratio=0.5, ignored_layers=[net[4]], in_channel_groups={}, out_channel_groups={}
     )
+    for group in pruner.DG.get_all_groups(ignored_layers=[net[4]]):  # the average that the pruner takes of blocks
+        assert (importance(group).view(groups, -1).mean(0).diff() > 0).all()
     pruner.step()
     first = [40 * block + position for block in range(groups) for position in range(20)]  # the same of each block
     history = pruner.pruning_history()

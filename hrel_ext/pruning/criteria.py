@@ -67,7 +67,8 @@ class Criterion(ABC):
     parameters and buffers, which are compared with a copy of theirs. So they are never stale, and as many calls as one
     likes cost one pass over the data between two changes of the weights.
 
-    A criterion holds no reference to a model, so both can be copied.
+    Options and data are those it was made with: for others, make another. A criterion holds no reference to a model, so
+    both can be copied.
 
     Attributes:
         name: key in `CRITERIA`.
