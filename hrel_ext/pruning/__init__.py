@@ -10,7 +10,10 @@ except ImportError as error:
 
 from hrel_ext.pruning.checkpoint import load_pruned, save_pruned
 from hrel_ext.pruning.cost import Cost, Latency, count, measure_latency
-from hrel_ext.pruning.pruner import Cycle, PruningResult, check_schedule, prune, remove_filters, schedule
+from hrel_ext.pruning.groups import Group, remove_filters
+from hrel_ext.pruning.planning import LayerPlan, Plan, plan
+from hrel_ext.pruning.pruner import Cycle, PruningResult, check_schedule, prune, schedule
+from hrel_ext.pruning.state import recalibrate
 from hrel_ext.pruning.training import Epoch, Evaluation, Training, check_device, evaluate, train
 
 __all__ = [
@@ -18,7 +21,10 @@ __all__ = [
     "Cycle",
     "Epoch",
     "Evaluation",
+    "Group",
     "Latency",
+    "LayerPlan",
+    "Plan",
     "PruningResult",
     "Training",
     "check_device",
@@ -27,7 +33,9 @@ __all__ = [
     "evaluate",
     "load_pruned",
     "measure_latency",
+    "plan",
     "prune",
+    "recalibrate",
     "remove_filters",
     "save_pruned",
     "schedule",
