@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hrel_ext.pruning import count, prune, remove_filters
+from hrel_ext.pruning import count, plan, prune, remove_filters
 from hrel_ext.pruning.groups import Side, check_removal, find_groups
 from hrel_ext.zoo.models import MODELS, Shortcut
 
@@ -68,6 +68,11 @@ def test_the_groups_of_a_mixed_network_are_those_found_by_hand():
     assert channels["whole", "lower"][Side("head", "in")] == 1
     assert channels["stem",][Side("norm", "out")] == channels["stem",][Side("grouped", "in")] == 2
     assert sizes[Side("head", "in")] == 10 and sizes[Side("depthwise", "out")] == 18
+
+
+def test_limits_cannot_name_a_layer_whose_filters_go_different_ways():
+    with pytest.raises(ValueError, match="coupled in the same way, got 'whole': they go different ways"):
+        plan(Mixed(), IMAGE, limits={"whole": 5}, residual="stream")
 
 
 def test_every_stage_of_a_cifar_resnet_has_its_own_index_set():
