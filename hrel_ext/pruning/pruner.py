@@ -5,6 +5,7 @@ cycle; towards a budget, the way is split into equal cycles.
 """
 # SPDX-License-Identifier: MIT
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,23 +144,28 @@ def prune(
     """
     if (max_drop is not None) and not (evaluate and max_drop >= 0):
         raise ValueError(f"max_drop must be at least 0 and come with evaluate, got {max_drop}")
-    limits = limits if plan is None else (plan.limits or None)
+    rules = {
+        "target": target,
+        "limits": limits,
+        "residual": residual,
+        "round_to": round_to,
+        "min_channels": min_channels,
+        "max_ratio": max_ratio,
+        "exclude": exclude,
+    }
+    if plan is not None:
+        defaults = inspect.signature(make_plan).parameters
+        if given := [name for name, value in rules.items() if value != defaults[name].default]:
+            raise ValueError(f"plan must be given without target, limits and rules, got {', '.join(given)} as well")
+        limits = plan.limits or None
     if limits is not None:
         check_schedule(model, limits, shares or {}, scored)
         if cycles != 1:
             raise ValueError(f"cycles must be left out where shares decide, got {cycles}")
+    elif shares is not None:
+        raise ValueError("shares must come with limits, got none")
     if plan is None:
-        plan = make_plan(
-            model,
-            example_inputs,
-            target=target,
-            limits=limits,
-            residual=residual,
-            round_to=round_to,
-            min_channels=min_channels,
-            max_ratio=max_ratio,
-            exclude=exclude,
-        )
+        plan = make_plan(model, example_inputs, **rules)
     steps = _limit_steps(plan, shares) if limits is not None else _budget_steps(plan, cycles)
     original = _original(model, plan)
     _check_scored(plan, scored or {}, model)
