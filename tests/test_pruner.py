@@ -173,7 +173,7 @@ def test_a_saved_network_gives_the_same_outputs_in_a_fresh_process(network, batc
 def test_a_damaged_folder_is_refused(network, batches, tmp_path):
     result = prune(network, batches, torch.zeros(1, 1, 28, 28), limits={"conv1": 19}, shares={"conv1": 0.04})
     save_pruned(tmp_path, network, result, input_shape=(1, 28, 28), model_name="mine")
-    with pytest.raises(ValueError, match="model_fn must be given unless the model is one of lenet5, .*, got 'mine'"):
+    with pytest.raises(ValueError, match=r"model_fn must be given unless the model is one of lenet5, .*, got 'mine'"):
         load_pruned(tmp_path)
     assert torch.equal(load_pruned(tmp_path, lenet5).conv1.weight, network.conv1.weight)
     weights = bytearray((tmp_path / "model.safetensors").read_bytes())

@@ -26,8 +26,11 @@ from hrel_ext.pruning.criteria import (
     Taylor,
     TorchPruningCriterion,
 )
+from hrel_ext.pruning.groups import Group, remove_filters
 from hrel_ext.pruning.importance import GroupImportance, HRelImportance
-from hrel_ext.pruning.pruner import Cycle, PruningResult, check_schedule, prune, remove_filters, schedule
+from hrel_ext.pruning.planning import LayerPlan, Plan, plan
+from hrel_ext.pruning.pruner import Cycle, PruningResult, check_schedule, prune, schedule
+from hrel_ext.pruning.state import recalibrate
 from hrel_ext.pruning.training import Epoch, Evaluation, Training, check_device, evaluate, train
 
 __all__ = [
@@ -41,6 +44,7 @@ __all__ = [
     "Epoch",
     "Evaluation",
     "FilterScores",
+    "Group",
     "GroupImportance",
     "HRank",
     "HRel",
@@ -49,6 +53,8 @@ __all__ = [
     "L1Norm",
     "L2Norm",
     "Latency",
+    "LayerPlan",
+    "Plan",
     "PruningResult",
     "Random",
     "Taylor",
@@ -60,7 +66,9 @@ __all__ = [
     "evaluate",
     "load_pruned",
     "measure_latency",
+    "plan",
     "prune",
+    "recalibrate",
     "remove_filters",
     "save_pruned",
     "schedule",
