@@ -6,11 +6,12 @@ The score of a filter is the plain mean over the mini-batches of its relevance I
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from hrel_ext.scores import Header, IndistinguishableScoresWarning, LayerScores,
 
 Batch = tuple[Tensor, Tensor]  # (N, ...) inputs and (N,) integer labels
 Sigma = float | Tensor | str | None
+_Scored = TypeVar("_Scored")
 
 WHERE = ("conv", "bn", "relu", "pool")
 """The tensors that `collect` can score for a convolution."""
@@ -128,8 +130,8 @@ def collect(
         >>> layer.per_batch.shape, layer.widths.shape, layer.distinguishable
         (torch.Size([3, 4]), torch.Size([3]), True)
     """
-    targets = _targets(model, layers)
-    _check_where(where, targets)
+    targets = targets_of(model, layers)
+    check_where(where, targets)
     scorer = _Scorer(sigma, positive("alpha", alpha), positive("label_sigma", label_sigma), max_bytes)
     for name, value in (("permutations", permutations), ("seed", seed)):
         if not isinstance(value, int) or isinstance(value, bool):
@@ -139,28 +141,18 @@ def collect(
     generator = torch.Generator().manual_seed(seed)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     table = {name: _Columns() for name in targets}
-    size = 0  # N of the first mini-batch
-    leftover = 0  # N of a mini-batch of another size, allowed only at the end
+    size = 0  # N
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(evaluation_mode(model))
-        for inputs, labels in progress(batches) if progress else batches:
-            if leftover:
-                raise ValueError(
-                    f"batches must all have {size} samples like the first, the last excepted, got one with {leftover}"
-                )
-            size = size or len(labels)
-            if len(labels) != size:
-                leftover = len(labels)
-                continue
+        for inputs, labels in full_batches(progress(batches) if progress else batches):
+            size = len(labels)
             classes = sort_by_class(labels.to(device))  # once for all layers
             shuffles = None
             if permutations:  # (R, N), the same for all layers
                 shuffles = draw_permutations(permutations, size, generator).to(device)
             score = partial(scorer.score, classes=classes, permutations=shuffles)
-            for name, terms in _score_forward_pass(model, inputs.to(device), targets, where, score).items():
+            for name, terms in score_forward_pass(model, inputs.to(device), targets, where, score).items():
                 table[name].append(name, terms)
-    if not size:
-        raise ValueError("batches must hold at least one mini-batch, got none")
     names = {module: name for name, module in model.named_modules()}
     header = Header(
         modules={name: names.get(module, type(module).__name__) for name, module in targets.items()},
@@ -179,6 +171,31 @@ def collect(
     return scores
 
 
+def full_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Mini-batches of one size, in one pass: a smaller last one is left out unless it is the only one.
+
+    Args:
+        batches: pairs of inputs (N, ...) and labels (N,).
+
+    Raises:
+        ValueError: none at all, or one of another size before the last.
+    """
+    size = 0  # N of the first mini-batch
+    leftover = 0  # N of a mini-batch of another size, allowed only at the end
+    for inputs, labels in batches:
+        if leftover:
+            raise ValueError(
+                f"batches must all have {size} samples like the first, the last excepted, got one with {leftover}"
+            )
+        size = size or len(labels)
+        if len(labels) == size:
+            yield inputs, labels
+        else:
+            leftover = len(labels)
+    if not size:
+        raise ValueError("batches must hold at least one mini-batch, got none")
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model in eval mode; give each of its modules its own mode back at the end, also after an error."""
@@ -191,7 +208,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training  # not .train(), which would change the children too
 
 
-def _targets(model: nn.Module, layers: Mapping[str, str | nn.Module] | Iterable[str] | None) -> dict[str, nn.Module]:
+def targets_of(model: nn.Module, layers: Mapping[str, str | nn.Module] | Iterable[str] | None) -> dict[str, nn.Module]:
+    """Names in the result to modules, for ``layers`` as `collect` takes them."""
     modules = dict(model.named_modules())
     if layers is None:
         layers = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
@@ -208,7 +226,8 @@ def _targets(model: nn.Module, layers: Mapping[str, str | nn.Module] | Iterable[
     return {name: modules[where] if isinstance(where, str) else where for name, where in wanted.items()}
 
 
-def _check_where(where: str, targets: Mapping[str, nn.Module]) -> None:
+def check_where(where: str, targets: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError unless ``where`` is one of `WHERE`, and the targets are convolutions unless it is "conv"."""
     if where not in WHERE:
         raise ValueError(f"where must be one of {', '.join(map(repr, WHERE))}, got {where!r}")
     if where == "conv":
@@ -329,15 +348,29 @@ def _copied_bytes(maps: Tensor) -> int:
     return num_values * (is_copied * maps.element_size() + is_converted * result_dtype(maps).itemsize)
 
 
-def _score_forward_pass(
+def score_forward_pass(
     model: nn.Module,
     inputs: Tensor,
     targets: Mapping[str, nn.Module],
     where: str,
-    score: Callable[[str, object], _Terms],
-) -> dict[str, _Terms]:
-    """Run the model once; score each layer the moment its tensor is there."""
-    scored: dict[str, _Terms] = {}
+    score: Callable[[str, Any], _Scored],
+) -> dict[str, _Scored]:
+    """Run the model once; score each layer the moment its tensor is there.
+
+    Args:
+        model: called as ``model(inputs)``.
+        inputs: (N, ...), on its device.
+        targets: layer to its module, of `targets_of`.
+        where: the tensor that is scored, checked by `check_where`.
+        score: called as ``score(name, output)``, before the model has the output.
+
+    Returns:
+        Layer to what ``score`` returned, in the order of ``targets``.
+
+    Raises:
+        ValueError: a layer that ran twice or never, or has not the tensor of ``where``, see `refusals`.
+    """
+    scored: dict[str, _Scored] = {}
 
     def take(name: str, maps: object) -> None:
         if name in scored:
@@ -362,6 +395,40 @@ def _score_forward_pass(
         lines = ", ".join(f"{name} (goes into {', '.join(follower.taken_by[name]) or 'nothing'})" for name in lacking)
         raise ValueError(f"layers must have the tensor of where={where!r}, got convolutions without it: {lines}")
     return {name: scored[name] for name in targets}
+
+
+def refusals(model: nn.Module, inputs: Tensor, targets: Mapping[str, nn.Module], where: str) -> dict[str, str]:
+    """Which layers `score_forward_pass` would refuse for such inputs, and why.
+
+    Args:
+        model, inputs, targets, where: as for `score_forward_pass`.
+
+    Returns:
+        Layer to the reason, in the order of ``targets``; without the layers that can be scored.
+    """
+    runs, taken = Counter(), Counter()
+    follower = _Follower(where, lambda name, maps: taken.update([name]))
+
+    def count(name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        runs[name] += 1
+        if where != "conv" and runs[name] == 1:
+            follower.start(name, module, inputs, output)
+
+    with ExitStack() as stack:
+        for name, module in targets.items():
+            stack.enter_context(module.register_forward_hook(partial(count, name)))
+        if where != "conv":
+            stack.enter_context(follower)
+        model(inputs)
+    reasons = {}
+    for name in targets:
+        if runs[name] != 1:
+            reasons[name] = f"ran {runs[name]} times in a forward pass" if runs[name] else "never ran in a forward pass"
+        elif where != "conv" and taken[name] != 1:
+            several = f"has {taken[name]} tensors after {where!r}"
+            nothing = f"goes into {', '.join(follower.taken_by[name]) or 'nothing'}, not {where!r}"
+            reasons[name] = several if taken[name] else nothing
+    return reasons
 
 
 class _Follower(TorchFunctionMode):

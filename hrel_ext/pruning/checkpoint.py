@@ -12,11 +12,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from hrel_ext.pruning.pruner import PruningResult, remove_filters
+from hrel_ext.pruning.groups import remove_filters
+from hrel_ext.pruning.pruner import PruningResult
 from hrel_ext.scores import write_atomically
 from hrel_ext.zoo.models import MODELS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PLAN, WEIGHTS, STATE_DICT = "plan.json", "model.safetensors", "model.pt"
 
 
@@ -50,6 +51,8 @@ def save_pruned(
         "schema_version": SCHEMA_VERSION,
         "model": model_name,
         "input_shape": list(input_shape),
+        "target": dict(result.plan.target) if result.plan.target else None,
+        "groups": [list(group.convolutions) for group in result.plan.groups],  # the first one names the group
         "layers": {
             name: {"original": original, "kept": list(result.kept[name])} for name, original in result.original.items()
         },
@@ -63,6 +66,7 @@ def save_pruned(
             }
             for cycle in result.cycles
         ],
+        "stopped": result.stopped,
         **details,
     }
     write_atomically(directory / WEIGHTS, lambda path: path.write_bytes(weights))

@@ -1,17 +1,24 @@
 """The pruning engine: score the filters, remove the lowest from the network, retrain, repeat down to the limits.
 
-In each cycle a layer with n filters left loses the k = min(int(p n) + 1, n - limit) with the lowest scores.
+Towards limits, a layer with n filters left loses the k = min(int(p n) + 1, n - limit) with the lowest scores in each
+cycle; towards a budget, the way is split into equal cycles.
 """
 # SPDX-License-Identifier: MIT
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch_pruning
 from torch import Tensor, nn
 
-from hrel_ext.collect import Batch, collect, evaluation_mode
+from hrel_ext.collect import Batch
+from hrel_ext.pruning.criteria import Criterion, FilterScores, HRel
+from hrel_ext.pruning.groups import Group, remove_filters
+from hrel_ext.pruning.planning import Plan
+from hrel_ext.pruning.planning import plan as make_plan
+from hrel_ext.pruning.state import Snapshot, recalibrate
 from hrel_ext.scores import LayerScores
 
 
@@ -21,15 +28,15 @@ class Cycle:
 
     Attributes:
         number: 1 for the first cycle.
-        scores: layer to the `LayerScores` of the filters it had before the cycle, in ascending order of their indices;
-            only of the layers that were not yet at their limit.
-        removed: layer to the indices that went, lowest score first.
+        scores: layer to the `LayerScores` (of another criterion than HRel: `FilterScores`) of the filters it had before
+            the cycle, in ascending order of their indices; only of the layers that lose filters in this cycle.
+        removed: layer to the indices that went, lowest score first; layers of one group lose theirs together.
         kept: layer to the indices that are left, ascending.
         accuracy: what ``evaluate`` returned after retraining; None without ``evaluate``.
     """
 
     number: int
-    scores: Mapping[str, LayerScores]
+    scores: Mapping[str, LayerScores | FilterScores]
     removed: Mapping[str, tuple[int, ...]]
     kept: Mapping[str, tuple[int, ...]]
     accuracy: float | None
@@ -45,12 +52,16 @@ class PruningResult:
     """What a pruning run did.
 
     Attributes:
-        original: layer to the filters it had.
+        plan: what was to be done.
+        original: layer to the filters it had, for all convolutions that the plan prunes.
         cycles: one `Cycle` each, in order; never empty.
+        stopped: why there were no more cycles.
     """
 
+    plan: Plan
     original: Mapping[str, int]
     cycles: tuple[Cycle, ...]
+    stopped: str
 
     @property
     def kept(self) -> Mapping[str, tuple[int, ...]]:
@@ -63,84 +74,239 @@ def prune(
     score_batches: Iterable[Batch],
     example_inputs: Tensor,
     *,
-    limits: Mapping[str, int],
-    shares: Mapping[str, float],
+    limits: Mapping[str, int] | None = None,
+    shares: Mapping[str, float] | None = None,
+    target: Mapping[str, float | str] | None = None,
+    plan: Plan | None = None,
+    residual: str = "inner",
+    round_to: int = 1,
+    min_channels: int = 1,
+    max_ratio: float = 1.0,
+    exclude: Collection[str] = (),
+    cycles: int = 1,
     retrain: Callable[[nn.Module, int], object] | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
+    max_drop: float | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     scored: Mapping[str, str] | None = None,
     sigma: float | str | None = None,
     alpha: float = 1.01,
     label_sigma: float = 0.1,
+    criterion: Criterion | None = None,
     on_cycle: Callable[[Cycle], None] | None = None,
     progress: Callable[[Iterable[Batch]], Iterable[Batch]] | None = None,
 ) -> PruningResult:
-    """Prune a network in place, in cycles, until every layer is at its limit.
+    """Prune a network in place, in cycles: score, remove, estimate batch norms anew, retrain, evaluate.
 
-    Filters are really removed, together with what depends on them in the following layers. Of equal scores the filter
-    with the lower index goes first. A layer at its limit is no longer scored, and the last cycle is the one in which
-    the last layer reaches it.
+    What is removed in all comes from a budget (``target``), from ``limits`` with ``shares``, or from a ``plan``.
+    Filters are really removed, together with what depends on them in other layers. Filters that can only go together
+    (see `hrel_ext.pruning.Group`) have one score, the mean over those of them that are scored: the largest would let
+    one layer of a residual stream decide alone, and the more layers, the less would it tell apart. Of equal scores the
+    lower index goes first. What has reached its end is no longer scored.
 
     Args:
-        model: the network, trained, on any device. Its parameters are replaced, so an optimizer made before is void.
-        score_batches: re-iterable pairs of inputs and labels that the filters are scored on, see `hrel_ext.collect`.
+        model: the network, trained, on any device. Its parameters are replaced; an optimizer made before is void
+            unless it is given as ``optimizer``.
+        score_batches: re-iterable pairs of inputs and labels that the filters are scored on, see `hrel_ext.collect`;
+            batch norms are estimated on them, too. A ``criterion`` has mini-batches of its own to score on.
         example_inputs: (1, ...) or more samples, to trace the network with.
         limits: convolution (its name in the model) to the number of filters it is to end with.
         shares: the same names to the share p of the remaining filters that goes in each cycle, 0 < p < 1.
+        target: the budget, see `hrel_ext.pruning.plan`.
+        plan: made for this network, in place of ``limits`` or ``target`` and the rules.
+        residual: see `hrel_ext.pruning.plan`, as are the rules that follow.
+        round_to: filters of a convolution that is pruned are a multiple of this.
+        min_channels: a convolution that is pruned keeps at least so many filters.
+        max_ratio: largest share of a convolution's filters that may go.
+        exclude: convolutions that stay whole.
+        cycles: number of cycles to the budget; towards limits it follows from ``shares``.
         retrain: called as ``retrain(model, number)`` after the removal of each cycle; trains in place.
-        evaluate: called as ``evaluate(model)`` after retraining; its number, say the accuracy on a validation split, is
-            recorded and decides nothing.
+        evaluate: called as ``evaluate(model)`` after retraining, and before the first cycle if there is a ``max_drop``;
+            its number, say the accuracy on a validation split, is recorded.
+        max_drop: stop when ``evaluate`` returns less than before the first cycle by more than this, and roll back to
+            the last good cycle.
+        optimizer: whose state, such as momentum, is cut along with the parameters; it stays valid.
         scored: convolution to the module whose output is scored for it, one channel per filter, such as the pool that
             follows. Left out: the output of the convolution.
         sigma: kernel width in exp(-d^2 / sigma^2), see `hrel_ext.relevance`.
         alpha: order of the entropy.
         label_sigma: kernel width of the labels.
-        on_cycle: called with each `Cycle` when it is done.
-        progress: wraps ``score_batches`` in each cycle.
+        criterion: what ranks the filters; None is `HRel` with the arguments above. ``sigma``, ``alpha``,
+            ``label_sigma`` and ``progress`` belong to that one alone.
+        on_cycle: called with each `Cycle` when it is done, before it may be rolled back.
+        progress: wraps ``score_batches`` while filters are scored.
 
     Returns:
         The filters removed and kept in each cycle, with their scores.
 
     Raises:
-        ValueError: an argument that breaks a rule (see `check_schedule`), before any work; scores that are not finite.
-        RuntimeError: the removal did not leave the number of filters that was asked for.
+        ValueError: an argument that breaks a rule (see `check_schedule` and `hrel_ext.pruning.plan`), before any work;
+            nothing to prune, with the reasons; scores that are not finite.
+        RuntimeError: the first cycle already falls by more than ``max_drop``; the network is what it was.
 
     Source: Sarvani CH et al., HRel, Neural Networks 147 (2022), arXiv 2202.10716, and its published code. Departs from
-    the code: filters are removed, not masked, and there is no idle cycle at the end.
+        the code: filters are removed, not masked, and there is no idle cycle at the end.
     """
-    check_schedule(model, limits, shares, scored)
-    original = {name: model.get_submodule(name).out_channels for name in limits}
-    kept = {name: tuple(range(count)) for name, count in original.items()}
-    cycles: list[Cycle] = []
-    while unfinished := [name for name in limits if len(kept[name]) > limits[name]]:
-        targets = {name: (scored or {}).get(name, name) for name in unfinished}
-        scores = collect(
-            model,
-            score_batches,
-            layers=targets,
-            sigma=sigma,
-            alpha=alpha,
-            label_sigma=label_sigma,
-            progress=progress,
-        )
-        lowest: dict[str, list[int]] = {}
-        for name in unfinished:
-            num_filters = len(kept[name])
-            if len(scores[name].mean) != num_filters:
-                raise ValueError(
-                    f"scored must name a module with one channel per filter of {name!r} ({num_filters}), "
-                    f"got {targets[name]!r} with {len(scores[name].mean)}"
-                )
-            lowest[name] = lowest_filters(scores[name].mean, num_removed(num_filters, shares[name], limits[name]))
-        remove_filters(model, example_inputs, lowest)
-        removed = {name: tuple(kept[name][i] for i in indices) for name, indices in lowest.items()}
-        kept = {name: tuple(i for i in left if i not in removed.get(name, ())) for name, left in kept.items()}
-        number = len(cycles) + 1
+    if (max_drop is not None) and not (evaluate and max_drop >= 0):
+        raise ValueError(f"max_drop must be at least 0 and come with evaluate, got {max_drop}")
+    rules = {
+        "target": target,
+        "limits": limits,
+        "residual": residual,
+        "round_to": round_to,
+        "min_channels": min_channels,
+        "max_ratio": max_ratio,
+        "exclude": exclude,
+    }
+    if plan is not None:
+        defaults = inspect.signature(make_plan).parameters
+        if given := [name for name, value in rules.items() if value != defaults[name].default]:
+            raise ValueError(f"plan must be given without target, limits and rules, got {', '.join(given)} as well")
+        limits = plan.limits or None
+    if limits is not None:
+        check_schedule(model, limits, shares or {}, scored)
+        if cycles != 1:
+            raise ValueError(f"cycles must be left out where shares decide, got {cycles}")
+    elif shares is not None:
+        raise ValueError("shares must come with limits, got none")
+    if plan is None:
+        plan = make_plan(model, example_inputs, **rules)
+    steps = _limit_steps(plan, shares) if limits is not None else _budget_steps(plan, cycles)
+    original = _original(model, plan)
+    _check_scored(plan, scored or {}, model)
+
+    if criterion is None:
+        criterion = HRel(score_batches, sigma=sigma, alpha=alpha, label_sigma=label_sigma, progress=progress)
+    units = [list(range(len(group.units))) for group in plan.groups]  # those left of each group
+    kept = {name: tuple(range(width)) for name, width in original.items()}
+    start = evaluate(model) if evaluate and max_drop is not None else None
+    done: list[Cycle] = []
+    for number, goal in enumerate(steps, start=1):
+        before = Snapshot(model, optimizer) if max_drop is not None else None
+        losing = [at for at, left in enumerate(units) if len(left) > goal[at]]
+        targets = {name: (scored or {}).get(name, name) for at in losing for name in plan.scored(plan.groups[at])}
+        scores = criterion.table(model, targets)
+        means = {name: scores[name].mean for name in targets}
+        removed: dict[str, list[int]] = defaultdict(list)  # in the numbering of the unpruned network
+        for at in losing:
+            group, left = plan.groups[at], units[at]
+            lowest = lowest_filters(unit_scores(group, left, means, kept), len(left) - goal[at])
+            for unit in (left[i] for i in lowest):
+                for name, indices in group.units[unit].items():
+                    removed[name] += indices
+            units[at] = [unit for i, unit in enumerate(left) if i not in set(lowest)]
+        positions = {name: {index: i for i, index in enumerate(kept[name])} for name in removed}
+        now = {name: [positions[name][index] for index in indices] for name, indices in removed.items()}
+        remove_filters(model, example_inputs, now, optimizer=optimizer)
+        gone = {name: frozenset(indices) for name, indices in removed.items()}
+        kept = {name: tuple(i for i in left if i not in gone.get(name, ())) for name, left in kept.items()}
+        recalibrate(model, score_batches)
         if retrain:
             retrain(model, number)
-        cycles.append(Cycle(number, scores, removed, kept, evaluate(model) if evaluate else None))
+        accuracy = evaluate(model) if evaluate else None
+        removal = {name: tuple(indices) for name, indices in removed.items()}
+        cycle = Cycle(number, scores, removal, kept, accuracy)
         if on_cycle:
-            on_cycle(cycles[-1])
-    return PruningResult(original, tuple(cycles))
+            on_cycle(cycle)
+        if start is not None and start - accuracy > max_drop:
+            before.restore()
+            drop = f"cycle {number} fell from {start:.4f} to {accuracy:.4f}, more than max_drop {max_drop:g}"
+            if not done:
+                raise RuntimeError(f"nothing was pruned: {drop}")
+            return PruningResult(plan, original, tuple(done), f"rolled back to cycle {number - 1}: {drop}")
+        done.append(cycle)
+    return PruningResult(plan, original, tuple(done), "the limits are reached" if limits else "the budget is met")
+
+
+def unit_scores(
+    group: Group, units: Sequence[int], scores: Mapping[str, Tensor], kept: Mapping[str, Sequence[int]]
+) -> Tensor:
+    """The score of each unit of a group: the mean over its layers that are scored, of the mean over its filters there.
+
+    Args:
+        group: whose units.
+        units: the numbers of those that are left, U of them.
+        scores: layer to the scores of its filters that are left, (F,).
+        kept: layer to the indices of these filters in the unpruned network, ascending.
+
+    Returns:
+        (U,), float64.
+
+    Raises:
+        ValueError: a score that is not finite.
+    """
+    layers = []
+    for name in (name for name in group.convolutions if name in scores):
+        if bad := (~scores[name].isfinite()).nonzero().flatten().tolist():
+            value = scores[name][bad[0]].item()
+            raise ValueError(f"scores must be finite, got {value} for filter {kept[name][bad[0]]} of layer {name!r}")
+        position = {index: i for i, index in enumerate(kept[name])}
+        rows = torch.tensor([[position[index] for index in group.units[unit][name]] for unit in units])  # (U, width)
+        layers.append(scores[name].cpu().double()[rows].mean(dim=1))
+    return torch.stack(layers).mean(dim=0)
+
+
+def _limit_steps(plan: Plan, shares: Mapping[str, float]) -> list[list[int]]:
+    """The units that each group keeps after each cycle, by the rule of the paper, in steps that the levels allow."""
+    steps = []
+    left = [len(group.units) for group in plan.groups]
+    share = [_share(group, plan.limits, shares) for group in plan.groups]
+    while left != list(plan.kept):
+        left = [_next_level(plan.levels[at], n, share[at], plan.kept[at]) for at, n in enumerate(left)]
+        steps.append(left)
+    return steps
+
+
+def _next_level(levels: Sequence[int], left: int, share: float, limit: int) -> int:
+    if left == limit:
+        return left
+    wanted = left - num_removed(left, share, limit)
+    return min((n for n in levels if wanted <= n < left), default=max(n for n in levels if n < left))
+
+
+def _share(group: Group, limits: Mapping[str, int], shares: Mapping[str, float]) -> float:
+    named = [name for name in group.convolutions if name in limits]
+    if len({shares[name] for name in named}) > 1:
+        values = ", ".join(f"{name}={shares[name]}" for name in named)
+        raise ValueError(f"shares must be equal for layers that lose the same filters, got {values}")
+    return shares[named[0]]
+
+
+def _budget_steps(plan: Plan, cycles: int) -> list[list[int]]:
+    """The units that each group keeps after each of the cycles: the way to the plan in equal parts, on its levels."""
+    if not isinstance(cycles, int) or cycles < 1:
+        raise ValueError(f"cycles must be an integer of at least 1, got {cycles}")
+    steps = []
+    for number in range(1, cycles + 1):
+        wanted = [
+            len(group.units) - (len(group.units) - kept) * number / cycles
+            for group, kept in zip(plan.groups, plan.kept, strict=True)
+        ]
+        left = [min(n for n in levels if n >= w) for levels, w in zip(plan.levels, wanted, strict=True)]
+        if left != (steps[-1] if steps else [len(group.units) for group in plan.groups]):
+            steps.append(left)
+    return steps
+
+
+def _original(model: nn.Module, plan: Plan) -> dict[str, int]:
+    """Convolution to its filters, for all that the plan prunes."""
+    widths = {layer.name: layer.before for layer in plan.layers}
+    names = dict.fromkeys(name for group in plan.groups for name in group.convolutions)
+    modules = dict(model.named_modules())
+    for name, width in widths.items():
+        if getattr(modules.get(name), "out_channels", None) != width:
+            raise ValueError(f"plan must be made for this network: {name!r} must have {width} filters")
+    return {name: widths[name] for name in names}
+
+
+def _check_scored(plan: Plan, scored: Mapping[str, str], model: nn.Module) -> None:
+    known = [name for group in plan.groups for name in plan.scored(group)]
+    modules = dict(model.named_modules())
+    for name, module in scored.items():
+        if name not in known and name not in plan.limits:
+            raise ValueError(f"scored must name layers that are pruned and scored ({', '.join(known)}), got {name!r}")
+        if module not in modules:
+            raise ValueError(f"scored[{name!r}] must be a module of the model, got {module!r}")
 
 
 def num_removed(num_filters: int, share: float, limit: int) -> int:
@@ -221,43 +387,3 @@ def check_schedule(
     if all(limit == convolutions[name].out_channels for name, limit in limits.items()):
         widths = ", ".join(f"{name}={limit}" for name, limit in limits.items())
         raise ValueError(f"limits must be below the width of at least one layer, got the widths themselves: {widths}")
-
-
-def remove_filters(model: nn.Module, example_inputs: Tensor, removed: Mapping[str, Sequence[int]]) -> None:
-    """Remove filters from a network in place, and what depends on them in other layers (Torch-Pruning's graph).
-
-    Modes and ``requires_grad`` stay as they were; weights that stay keep every bit.
-
-    Args:
-        model: the network, on any device.
-        example_inputs: (1, ...) or more samples, to trace it with.
-        removed: convolution to the indices of its filters that go, in the numbering of the network as it is.
-
-    Raises:
-        ValueError: the indices would leave a layer without channels.
-        RuntimeError: the layer does not have the right number of filters afterwards.
-    """
-    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    device = next(model.parameters()).device
-    with evaluation_mode(model), torch.enable_grad():  # tracing follows the gradient graph and leaves eval mode behind
-        model.requires_grad_(True)  # a frozen layer would be invisible to the tracer
-        for name, indices in removed.items():
-            if not indices:
-                continue
-            layer = model.get_submodule(name)
-            expected = layer.out_channels - len(set(indices))
-            # A new graph each time: removing filters of one layer changes the shapes that the graph of another holds.
-            # The tuple matters: given a bare tensor, the tracer first tries to unpack it into its samples.
-            graph = torch_pruning.DependencyGraph().build_dependency(model, (example_inputs.to(device),))
-            group = graph.get_pruning_group(layer, torch_pruning.prune_conv_out_channels, sorted(indices))
-            if not graph.check_pruning_group(group):
-                raise ValueError(
-                    f"removed must leave at least one channel in every layer, got {len(indices)} for {name!r}"
-                )
-            group.prune()
-            if layer.out_channels != expected:
-                raise RuntimeError(
-                    f"layer {name!r} must have {expected} filters after pruning, got {layer.out_channels}"
-                )
-    for name, parameter in model.named_parameters():  # new parameters are born trainable
-        parameter.requires_grad_(trainable[name])

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: MIT
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -79,12 +80,40 @@ def vgg16(num_classes: int = 10) -> nn.Sequential:
     return _initialise(nn.Sequential(OrderedDict(layers)))
 
 
-class _Shortcut(nn.Module):
-    """Every second pixel, and zero channels on both sides: from (N, C, H, W) to (N, 2C, H / 2, W / 2), no weights."""
+class Shortcut(nn.Module):
+    """Every second pixel, and zero channels on both sides: from (N, C, H, W) to (N, 2C, H / 2, W / 2), no weights.
+
+    Channel c of the output is channel ``source[c]`` of the input, or zeros where ``source[c]`` is -1. Both sides can so
+    lose channels of their own.
+
+    Args:
+        width: C, even.
+    """
+
+    source: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        source = torch.full((2 * width,), -1)
+        source[width // 2 : width // 2 + width] = torch.arange(width)
+        self.in_channels = width
+        self.register_buffer("source", source)  # (2C,)
+
+    def remove(self, *, inputs: Sequence[int] = (), outputs: Sequence[int] = ()) -> None:
+        """Remove channels: an output whose input goes becomes zeros, an input whose output goes is not read."""
+        left = torch.ones(self.in_channels, dtype=torch.bool, device=self.source.device)
+        left[list(inputs)] = False
+        # One entry more, for -1: an output without an input stays one.
+        position = torch.where(left, left.cumsum(0) - 1, -1)
+        source = torch.cat([position, position.new_tensor([-1])])[self.source]
+        kept = torch.ones(len(source), dtype=torch.bool, device=source.device)
+        kept[list(outputs)] = False
+        self.in_channels = int(left.sum())
+        self.source = source[kept]
 
     def forward(self, x: Tensor) -> Tensor:
-        margin = x.shape[1] // 2
-        return pad(x[:, :, ::2, ::2], (0, 0, 0, 0, margin, margin))
+        pixels = x[:, :, ::2, ::2]
+        return pad(pixels, (0, 0, 0, 0, 0, 1))[:, self.source]  # the channel of zeros is the last, so -1 reads it
 
 
 class _BasicBlock(nn.Module):
@@ -98,7 +127,7 @@ class _BasicBlock(nn.Module):
         self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(filters)
-        self.shortcut = nn.Identity() if stride == 1 else _Shortcut()
+        self.shortcut = nn.Identity() if stride == 1 else Shortcut(width)
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:

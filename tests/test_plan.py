@@ -1,0 +1,284 @@
+"""Plans and budgets: what is asked is got, rules hold, nothing is silent; and the networks of the zoo, pruned."""
+# SPDX-License-Identifier: MIT
+
+import copy
+import re
+import statistics
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hrel_ext.collect import LayerScores
+from hrel_ext.pruning import Latency, count, load_pruned, plan, prune, pruner, save_pruned
+from hrel_ext.pruning import planning as planning_module
+from hrel_ext.zoo.models import MODELS, lenet5
+
+IMAGE = torch.zeros(1, 3, 32, 32)
+
+
+class Branches(nn.Module):
+    """A grouped convolution, a concatenation and a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.grouped = nn.Conv2d(16, 12, 3, padding=1, groups=2)
+        self.side = nn.Conv2d(16, 9, 1)
+        self.mix = nn.Conv2d(21, 10, 3, padding=1, bias=False)
+        self.last = nn.Conv2d(10, 10, 3, padding=1)
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x)).relu()
+        x = self.mix(torch.cat([self.grouped(x), self.side(x)], 1)).relu()
+        x = x + self.last(x).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def make(name):
+    torch.manual_seed(3)
+    if name == "branches":
+        return Branches()
+    if name == "resnext50_32x4d":
+        return pytest.importorskip("torchvision").models.resnext50_32x4d(weights=None, num_classes=10)
+    return MODELS[name]()
+
+
+@pytest.fixture
+def random_scores(monkeypatch):
+    """Scores with ties, drawn in place of being collected, and batch norms left alone: it is about the removal."""
+
+    def draw(model, batches, *, layers, **_):
+        rng = torch.Generator().manual_seed(7)
+        widths = {name: model.get_submodule(name).out_channels for name in layers}
+        return {n: LayerScores(torch.randint(0, 9, (1, w), generator=rng).float()) for n, w in widths.items()}
+
+    monkeypatch.setattr(pruner, "collect", draw)
+    monkeypatch.setattr(pruner, "recalibrate", lambda *_: 0)
+
+
+# Name, image, budget, and how residual streams are treated; ResNeXt's steps are 32 filters wide.
+MATRIX = (
+    ("branches", (3, 32, 32), {"macs": 0.4}, "stream"),
+    ("branches", (3, 32, 32), {"params": 0.6}, "inner"),
+    ("lenet5", (1, 28, 28), {"macs": 0.4}, "inner"),
+    ("vgg16", (3, 32, 32), {"params": 0.3}, "inner"),
+    ("resnet20", (3, 32, 32), {"macs": 0.4}, "inner"),
+    ("resnet20", (3, 32, 32), {"macs": 0.25}, "stream"),
+    ("resnet56", (3, 32, 32), {"macs": 0.4}, "stream"),
+    ("resnet18", (3, 32, 32), {"macs": 0.4}, "stream"),
+    ("resnet50", (3, 32, 32), {"macs": 0.4}, "stream"),
+    ("mobilenet_v2", (3, 32, 32), {"params": 0.5}, "stream"),
+    ("densenet121", (3, 32, 32), {"macs": 0.4}, "inner"),
+    ("resnext50_32x4d", (3, 32, 32), {"macs": 0.5}, "inner"),
+)
+
+
+@pytest.mark.parametrize(("name", "shape", "target", "residual"), MATRIX)
+def test_a_network_is_pruned_to_its_budget(name, shape, target, residual, random_scores, tmp_path):
+    model = make(name)
+    original = copy.deepcopy(model)
+    image = torch.zeros(1, *shape)
+    classes = model(torch.zeros(2, *shape)).shape[1]
+    inputs = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+    model.load_state_dict(original.state_dict())  # the forward pass above has moved the statistics of batch norms
+    result = prune(model, [(inputs, torch.arange(2))], image, target=target, residual=residual)
+
+    # The budget, counted by another library.
+    ((quantity, share),) = target.items()
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(image)
+    cost, whole = count(model, image), count(original, image)
+    assert counter.get_total_flops() == 2 * cost.macs and cost == result.plan.after and whole == result.plan.before
+    left = cost.macs / whole.macs if quantity == "macs" else cost.parameters / whole.parameters
+    assert share - 0.02 <= left <= share
+
+    # The lowest go, of equal ones the first; the plan says of each layer what became of it.
+    (cycle,) = result.cycles
+    for group, kept in zip(result.plan.groups, result.plan.kept, strict=True):
+        means = []
+        for unit in group.units:
+            layers = [cycle.scores[n].mean[list(unit[n])].tolist() for n in group.convolutions if n in cycle.scores]
+            means.append(statistics.fmean(statistics.fmean(values) for values in layers))
+        order = sorted(range(len(means)), key=lambda i: (round(means[i], 9), i))
+        survivors = sorted(order[len(means) - kept :])
+        for n in group.convolutions:
+            of_group = {index for unit in group.units for index in unit[n]}
+            assert sorted(set(result.kept[n]) & of_group) == sorted(i for u in survivors for i in group.units[u][n])
+    for layer in result.plan.layers:
+        convolution = model.get_submodule(layer.name)
+        assert convolution.out_channels == layer.after == len(result.kept.get(layer.name, range(layer.before)))
+        assert (layer.reason is None) == (layer.after < layer.before)
+    if residual == "inner":
+        assert not any(group.residual for group in result.plan.groups)
+
+    # What is left has every bit, and computes what the whole network does with dead filters.
+    for n, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            rows = original.get_submodule(n).weight[list(result.kept.get(n, range(module.out_channels)))]
+            some, whole_some = (w[:3].transpose(0, 1).flatten(1) for w in (module.weight, rows))  # random: no two equal
+            columns = (some[:, None] == whole_some).all(-1).nonzero()[:, 1]
+            assert torch.equal(module.weight, rows[:, columns])
+    dead = original.eval()
+    with torch.no_grad():
+        for n, width in result.original.items():
+            layer, indices = dead.get_submodule(n), sorted(set(range(width)) - set(result.kept[n]))
+            layer.weight[indices] = 0
+            if layer.bias is not None:
+                layer.bias[indices] = 0
+            if n in ("stage2.0.conv2", "stage3.0.conv2"):  # what a shortcut adds to these filters
+                dead.get_submodule(n.replace("conv2", "shortcut")).source[indices] = -1
+        expected = dead(inputs)  # its batch norms are new: they turn zeros into zeros
+        assert torch.allclose(model(inputs), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+    # It trains, and it loads.
+    model.train()(inputs).sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
+    save_pruned(tmp_path, model, result, input_shape=shape)
+    again = load_pruned(tmp_path, partial(make, name))
+    assert torch.equal(again(inputs), model.eval()(inputs)) and again(inputs).shape == (2, classes)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    share=st.floats(0.05, 0.95),
+    quantity=st.sampled_from(["macs", "params"]),
+    round_to=st.integers(1, 6),
+    min_channels=st.integers(1, 9),
+    max_ratio=st.floats(0.1, 1),
+    residual=st.sampled_from(["inner", "stream"]),
+)
+def test_the_rules_hold_whatever_is_asked(share, quantity, round_to, min_channels, max_ratio, residual):
+    rules = {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, "residual": residual}
+    model = make("branches")
+    try:
+        made = plan(model, IMAGE, target={quantity: share}, **rules)
+    except ValueError as error:
+        assert re.search(r"is out of reach: 0\.\d+ of them is the least|nothing to prune: ", str(error))
+        return
+    attribute = {"macs": "macs", "params": "parameters"}[quantity]
+    assert getattr(made.after, attribute) <= share * getattr(made.before, attribute)
+    for layer in made.layers:
+        assert layer.got <= max_ratio + 1e-9
+        if layer.reason is None:
+            assert layer.after % round_to == 0 and layer.after >= min_channels
+        else:
+            assert layer.after == layer.before
+    assert count(model, IMAGE) == made.before
+
+
+def test_a_plan_does_not_touch_the_model_and_drives_the_pruning(random_scores):
+    model = make("resnet20")
+    model.train()
+    model.conv1.requires_grad_(False)
+    state = copy.deepcopy(model.state_dict())
+    random = torch.get_rng_state()
+    made = plan(model, IMAGE, target={"macs": 0.5})
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.training and model.bn1.training and not model.conv1.weight.requires_grad
+    assert model.conv1.out_channels == 16 and not model.conv1._forward_hooks
+    images = torch.randn(4, 3, 32, 32)
+    result = prune(model, [(images, torch.arange(4))], IMAGE, plan=made)
+    assert result.plan is made and count(model, IMAGE) == made.after
+    with pytest.raises(ValueError, match=r"plan must be made for this network: 'stage1\.0\.conv1' must have 16"):
+        prune(model, [(images, torch.arange(4))], IMAGE, plan=made)
+
+
+def test_every_layer_that_stays_whole_has_its_reason():
+    model = make("branches")
+    model.unused = nn.Conv2d(3, 3, 3)
+    made = plan(model, IMAGE, target={"macs": 0.6}, exclude=["side"], round_to=4)
+    assert {layer.name: layer.reason for layer in made.layers} == {
+        "stem": None,
+        "grouped": None,
+        "side": "exclude names it",
+        "mix": 'its output enters a sum of branches, which residual="stream" prunes',
+        "last": 'its output enters a sum of branches, which residual="stream" prunes',
+        "unused": "it takes no part in a forward pass",
+    }
+    made = plan(model, IMAGE, target={"macs": 0.97}, min_channels=9)
+    reasons = {layer.name: layer.reason for layer in made.layers}
+    assert reasons["side"] == "round_to, min_channels, max_ratio or limits allow no width below its 9 filters"
+    assert reasons["stem"] is None and reasons["grouped"] == "the budget asks for less than one step of it"
+
+
+def test_a_layer_that_runs_twice_gives_the_outputs_or_goes_all_at_once_stays_whole():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.twice = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.one, self.fan = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1, groups=4)
+            self.last = nn.Conv2d(8, 5, 1)
+
+        def forward(self, x):
+            x = self.twice(self.twice(self.first(x)).relu()).relu()
+            return self.last(self.fan(self.one(x))).mean((2, 3))
+
+    made = planning_module.find_groups(Odd(), IMAGE)[0]
+    assert {g.convolutions: g.problem for g in made} == {
+        ("first", "twice"): None,  # the second run of `twice` reads what the first one wrote
+        ("one",): "its channels can only go all at once",  # each of the four groups reads one channel
+        ("fan",): None,
+        ("last",): "its channels are outputs of the network",
+    }
+    with pytest.raises(ValueError, match=r"target macs=0\.1 is out of reach: .* outputs of the network"):
+        plan(Odd(), IMAGE, target={"macs": 0.1}, exclude=["first"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    (
+        ({}, "either target or limits must be given, got none"),
+        ({"target": {"macs": 1.0}}, "target macs, the share that is left, must be above 0 and below 1, got 1.0"),
+        ({"target": {"flops": 0.5}}, "target must name one of macs, params, latency_ms, got {'flops': 0.5}"),
+        ({"target": {"macs": 0.5, "params": 0.5}}, "target must name one of macs, params, latency_ms, got"),
+        ({"target": {"macs": 0.5, "device": "cpu"}}, "target must name one of macs, params, latency_ms, got"),
+        ({"target": {"latency_ms": 0}}, "target latency_ms must be above 0, got 0"),
+        ({"target": {"macs": 0.5}, "residual": "both"}, "residual must be one of inner, stream, got 'both'"),
+        ({"target": {"macs": 0.5}, "round_to": 0}, "round_to must be an integer of at least 1, got 0"),
+        ({"target": {"macs": 0.5}, "min_channels": 1.5}, "min_channels must be an integer of at least 1, got 1.5"),
+        ({"target": {"macs": 0.5}, "max_ratio": 0.0}, "max_ratio must be above 0 and at most 1, got 0.0"),
+        ({"target": {"macs": 0.5}, "exclude": ["conv3"]}, "exclude must name convolutions of the model, got 'conv3'"),
+        ({"target": {"macs": 0.4}, "max_ratio": 0.5}, "target macs=0.4 is out of reach: 0.4327 of them is the least"),
+        ({"target": {"macs": 0.5}, "round_to": 64}, "there is nothing to prune: round_to, min_channels, max_ratio or"),
+        ({"target": {"macs": 0.5}, "exclude": ["conv1", "conv2"]}, "nothing to prune: exclude names it (2 layers)"),
+        ({"target": {"latency_ms": 1e9}}, "target latency_ms=1e+09 must be below the "),
+        ({"target": {"latency_ms": 1e-9}}, "target latency_ms=1e-09 is out of reach: "),
+    ),
+)
+def test_a_plan_that_cannot_be_made_says_why(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        plan(lenet5(), torch.zeros(1, 1, 28, 28), **arguments)
+
+
+def test_limits_of_a_group_are_one_limit():
+    model = make("resnet20")
+    with pytest.raises(ValueError, match=r"'stage1\.0\.conv2': its output enters a sum of branches"):
+        plan(model, IMAGE, limits={"stage1.0.conv2": 8})
+    with pytest.raises(ValueError, match=r"limits must be equal for .*, got conv1=8 and stage1\.0\.conv2=9"):
+        plan(model, IMAGE, limits={"conv1": 8, "stage1.0.conv2": 9}, residual="stream")
+    made = plan(model, IMAGE, limits={"stage1.1.conv2": 7}, residual="stream", round_to=4)
+    widths = {layer.name: layer.after for layer in made.layers if layer.reason is None}
+    assert widths == dict.fromkeys(["conv1", "stage1.0.conv2", "stage1.1.conv2", "stage1.2.conv2"], 8)
+
+
+def test_a_latency_is_searched_by_measuring(monkeypatch):
+    """With a clock that counts MACs, so that the search is tested and not the machine."""
+
+    def clock(model, inputs, **_):
+        return Latency(count(model, inputs).macs / 1e6, 1, 1, 1, "cpu")
+
+    monkeypatch.setattr(planning_module, "measure_latency", clock)
+    made = plan(make("resnet20"), IMAGE, target={"latency_ms": 20.0, "device": "cpu"}, round_to=2)
+    before, after = made.latency_ms
+    assert before == made.before.macs / 1e6 and after == made.after.macs / 1e6 and 18 <= after <= 22
+    monkeypatch.setattr(planning_module, "measure_latency", lambda model, inputs: clock(model, inputs * 0))
+    with pytest.raises(ValueError, match=r"target latency_ms=8 is out of reach: 10\.\d+ ms on cpu is the least"):
+        plan(make("resnet20"), IMAGE, target={"latency_ms": 8.0}, max_ratio=0.75)
