@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 
 import dataclasses
+import importlib
 import os
 import shlex
 import sys
@@ -35,7 +36,9 @@ console = Console()
 
 @app.command("prune")
 def prune_command(
-    model: Annotated[str, typer.Argument(help="Network: " + ", ".join(sorted({m for m, _ in RECIPES})) + ".")],
+    model: Annotated[
+        str | None, typer.Argument(help="Network: " + ", ".join(sorted({m for m, _ in RECIPES})) + ".")
+    ] = None,
     data: Annotated[str, typer.Option(help="Data: " + ", ".join(sorted({d for _, d in RECIPES})) + ".")] = "digits",
     data_dir: Annotated[
         Path | None, typer.Option(envvar="HREL_DATA_DIR", help="Folder of the data as torchvision lays it out.")
@@ -50,8 +53,30 @@ def prune_command(
     seed: Annotated[int, typer.Option(help="Seed of weights, splits and training.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     output: Annotated[Path | None, typer.Option(help="Folder for the results; runs/MODEL-DATA if not given.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would go, of any network, and stop.")] = False,
+    own: Annotated[
+        str | None, typer.Option("--model", help="With --plan: PACKAGE.MODULE:FUNCTION that makes a network of yours.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="With --plan: macs=SHARE or params=SHARE left, or latency_ms=MS.")
+    ] = None,
+    residual: Annotated[str, typer.Option(help="With --plan: inner, or stream to prune residual streams.")] = "inner",
+    round_to: Annotated[int, typer.Option(min=1, help="With --plan: filters are a multiple of this.")] = 1,
+    min_channels: Annotated[int, typer.Option(min=1, help="With --plan: filters a layer keeps.")] = 1,
+    max_ratio: Annotated[float, typer.Option(help="With --plan: largest share of a layer's filters that goes.")] = 1.0,
+    input_shape: Annotated[
+        str | None, typer.Option("--input", help="With --plan: C,H,W of a sample; that of the data if not given.")
+    ] = None,
 ) -> None:
     """Train a network, prune it by relevance in cycles, retrain it, and compare before and after."""
+    if (model is None) == (own is None):
+        raise ValueError("either MODEL or --model must be given, got " + ("both" if model else "none"))
+    if plan:
+        rules = {"residual": residual, "round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio}
+        _print_plan(model, own, data, input_shape, target, _pairs("--limit", limit or [], int), device, rules)
+        return
+    if own or target:
+        raise ValueError(f"{'--model' if own else '--target'} must come with --plan, got no --plan")
     from hrel_ext.experiment import Observer, run
     from hrel_ext.zoo.data import DATASETS
 
@@ -103,6 +128,97 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         Console(stderr=True).print(f"hrel: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
+
+
+def _print_plan(
+    name: str | None,
+    own: str | None,
+    data: str,
+    input_shape: str | None,
+    target: str | None,
+    limits: dict[str, int],
+    device: str,
+    rules: dict[str, object],
+) -> None:
+    """Print what a pruning would remove from a network with random weights, and why the rest stays."""
+    from hrel_ext.pruning import plan
+    from hrel_ext.zoo.data import SHAPES
+    from hrel_ext.zoo.models import MODELS
+
+    if own is None and name not in MODELS:
+        raise ValueError(f"MODEL must be one of {', '.join(MODELS)}, got {name!r}")
+    if input_shape is None and data not in SHAPES:
+        raise ValueError(f"--data must be one of {', '.join(SHAPES)}, got {data!r}")
+    shape = SHAPES[data] if input_shape is None else _shape(input_shape)
+    if target is None and not limits and (name, data) in RECIPES:
+        limits = dict(RECIPES[name, data].limits)
+    goal = None if target is None else _target(target, device)
+    network = _own(own) if own else MODELS[name]()
+    made = plan(network, torch.zeros(1, *shape), target=goal, limits=limits or None, **rules)
+    table = Table(title=f"plan for {own or name} on {' x '.join(map(str, shape))}: {target or 'limits'}")
+    table.add_column("layer", overflow="fold")
+    for column in ("filters", "asked", "got", "MACs", "parameters"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for layer in made.layers:
+        table.add_row(
+            layer.name if layer.group in (None, layer.name) else f"{layer.name} (with {layer.group})",
+            f"{layer.before} > {layer.after}",
+            f"{100 * layer.asked:.0f} %",
+            f"{100 * layer.got:.0f} %",
+            f"{_short(layer.macs_before)} > {_short(layer.macs_after)}",
+            f"{_short(layer.parameters_before)} > {_short(layer.parameters_after)}",
+        )
+    console.print(table)
+    before, after = made.before, made.after
+    console.print(f"MACs {before.macs:,} > {after.macs:,}: {100 * after.macs / before.macs:.2f} % left")
+    share = 100 * after.parameters / before.parameters
+    console.print(f"parameters {before.parameters:,} > {after.parameters:,}: {share:.2f} % left")
+    if made.latency_ms:
+        console.print("latency {:.2f} > {:.2f} ms, measured on {}".format(*made.latency_ms, device))
+    reasons: dict[str, list[str]] = {}
+    for layer in made.layers:
+        if layer.reason:
+            reasons.setdefault(layer.reason, []).append(layer.name)
+    for reason, names in reasons.items():
+        console.print(f"not pruned, {reason}: {', '.join(names)}", markup=False, highlight=False)
+
+
+def _short(number: int) -> str:
+    """Three figures: 18.4k, 2.36M."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _own(path: str) -> torch.nn.Module:
+    """The network that PACKAGE.MODULE:FUNCTION makes; modules in the working directory are found, too."""
+    module, _, function = path.partition(":")
+    if not module or not function:
+        raise ValueError(f"--model must be PACKAGE.MODULE:FUNCTION, got {path!r}")
+    sys.path.insert(0, os.getcwd())
+    make = getattr(importlib.import_module(module), function, None)
+    try:
+        network = make()
+    except TypeError as error:
+        network = error
+    if not isinstance(network, torch.nn.Module):
+        raise ValueError(
+            f"--model must name a function without arguments that returns a torch.nn.Module, got {path!r}: {network}"
+        )
+    return network
+
+
+def _target(text: str, device: str) -> dict[str, float | str]:
+    ((name, value),) = _pairs("--target", [text], float).items()
+    return {name: value, "device": device} if name == "latency_ms" else {name: value}
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) for part in parts):
+        raise ValueError(f"--input must be C,H,W, got {text!r}")
+    return tuple(map(int, parts))
 
 
 class _Bars:

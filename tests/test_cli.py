@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -59,6 +60,23 @@ def test_prune_writes_a_report_and_a_network_that_loads(tmp_path):
     assert load_pruned(folder).conv2.weight.shape == (30, 17, 5, 5)
 
 
+def test_a_plan_of_a_network_with_residuals_fits_the_screen_and_trains_nothing(tmp_path):
+    done = hrel("prune", "resnet56", "--data", "cifar10", "--target", "macs=0.4", "--plan", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert re.search(r"MACs 125,485,696 > [0-9,]+: (39\.\d\d|40\.00) % left", done.stdout)
+    assert 'not pruned, its output enters a sum of branches, which residual="stream"' in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_of_a_network_of_ones_own(tmp_path):
+    code = "from torch import nn\nnet = lambda: nn.Sequential(nn.Conv2d(2, 8, 3), nn.Flatten(), nn.Linear(8 * 9, 3))\n"
+    (tmp_path / "mine.py").write_text(code)
+    done = hrel("prune", "--model", "mine:net", "--input", "2,5,5", "--limit", "0=3", "--plan", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"MACs {8 * 9 * 18 + 72 * 3:,} > {3 * 9 * 18 + 27 * 3}: " in done.stdout
+
+
 def test_help_and_doctor():
     done = hrel("--help")
     assert done.returncode == 0 and "prune" in done.stdout and "doctor" in done.stdout
@@ -72,6 +90,12 @@ def test_help_and_doctor():
     ("arguments", "message"),
     (
         (["alexnet"], "MODEL and --data must be one of: lenet5 --data digits, lenet5 --data mnist; got alexnet"),
+        ([], "either MODEL or --model must be given, got none"),
+        (["lenet5", "--target", "macs=0.4"], "--target must come with --plan, got no --plan"),
+        (["alexnet", "--plan"], "MODEL must be one of lenet5, vgg16"),
+        (["resnet20", "--data", "cifar10", "--plan"], "either target or limits must be given, got none"),
+        (["--model", "json:loads", "--plan"], "--model must name a function without arguments that returns a torch"),
+        (["vgg16", "--plan", "--target", "macs=0.4", "--input", "3"], "--input must be C,H,W, got '3'"),
         (["lenet5", "--limit", "conv1"], "--limit must be LAYER=INTEGER, got 'conv1'"),
         (["lenet5", "--limit", "conv7=3"], "limits must name convolutions of the model (conv1, conv2), got 'conv7'"),
         (["lenet5", "--percent", "conv1=200"], "shares['conv1'] must be above 0 and below 1, got 2.0"),

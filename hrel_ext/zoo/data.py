@@ -262,3 +262,11 @@ DATASETS: dict[str, Callable[[str | os.PathLike | None, int], Splits]] = {
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
 }
+
+# The shape of one sample of each, (C, H, W).
+SHAPES: dict[str, tuple[int, int, int]] = {
+    "digits": (1, 28, 28),
+    "mnist": (1, 28, 28),
+    "fashion_mnist": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+}
