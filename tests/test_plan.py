@@ -209,6 +209,28 @@ def test_every_layer_that_stays_whole_has_its_reason():
     assert reasons["stem"] is None and reasons["grouped"] == "the budget asks for less than one step of it"
 
 
+def test_norms_of_groups_parameters_and_transposed_convolutions_follow():
+    class Layers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.slope = nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.PReLU(16)
+            self.scale = nn.Parameter(torch.randn(16, 1, 1))
+            self.second, self.up, self.last = nn.Conv2d(16, 8, 3), nn.ConvTranspose2d(8, 6, 2), nn.Conv2d(6, 8, 1)
+            self.head = nn.Linear(8 * 4, 3)
+
+        def forward(self, x):
+            x = self.up(self.second(self.slope(self.norm(self.first(x))) * self.scale).relu())
+            return self.head(nn.functional.adaptive_avg_pool2d(self.last(x).relu(), 2).flatten(1))
+
+    model = Layers()
+    images = torch.randn(6, 3, 12, 12)
+    result = prune(model, [(images, torch.arange(6) % 3)], images[:1], target={"macs": 0.5}, alpha=2.0)
+    assert count(model, images) == result.plan.after  # parameters of all these layers among them
+    width = len(result.kept["first"])
+    assert width % 4 == 0 and model.norm.num_channels == model.slope.num_parameters == len(model.scale) == width < 16
+    assert model(images).shape == (6, 3)
+
+
 def test_a_layer_that_runs_twice_gives_the_outputs_or_goes_all_at_once_stays_whole():
     class Odd(nn.Module):
         def __init__(self):

@@ -20,7 +20,7 @@ from hrel_ext.collect import evaluation_mode
 from hrel_ext.zoo.models import Shortcut
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _MIXERS = (nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention, nn.LSTM)  # an output depends on several channels
 
 
@@ -293,7 +293,7 @@ def _ignore(model: nn.Module, cut: Mapping[Side, Sequence[int]]) -> None:
             continue
         if isinstance(module, Shortcut):
             module.source[torch.isin(module.source, torch.tensor(channels, device=module.source.device))] = -1
-        elif isinstance(module, _TRANSPOSED):
+        elif isinstance(module, TRANSPOSED):
             module.weight.detach()[channels] = 0
         elif isinstance(module, (*CONVOLUTIONS, nn.Linear)):
             blocks, columns = getattr(module, "groups", 1), module.weight.shape[1]
@@ -421,7 +421,7 @@ def _blocks(module: nn.Module, side: Side) -> int:
 
 def _problem(module: nn.Module) -> str | None:
     """Why Torch-Pruning cannot cut a layer; None if it can."""
-    if isinstance(module, _TRANSPOSED) and module.groups > 1:
+    if isinstance(module, TRANSPOSED) and module.groups > 1:
         return "it meets a grouped transposed convolution"
     if isinstance(module, CONVOLUTIONS) and module.groups == module.out_channels != module.in_channels > 1:
         if module.groups > 1:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hrel_ext.collect import evaluation_mode
 from hrel_ext.pruning.cost import Cost, count, measure_latency
-from hrel_ext.pruning.groups import CONVOLUTIONS, Group, Side, check_removal, find_groups, remove_filters
+from hrel_ext.pruning.groups import CONVOLUTIONS, TRANSPOSED, Group, Side, check_removal, find_groups, remove_filters
 
 BAND = 0.02  # a budget is met from below, within this share of the unpruned network where the steps allow it
 LATENCY_TOLERANCE = 0.1  # share of the milliseconds that were asked for
@@ -288,7 +288,7 @@ class _LayerSize:
         self.out_units = units.get(Side(name, "out"), ())
         self.in_units = units.get(Side(name, "in"), ())
         self._positions = positions
-        if isinstance(module, CONVOLUTIONS):
+        if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):  # the latter run at no counted position
             self.out_channels, self._in_channels = module.out_channels, module.in_channels
             self._blocks, self._kernel = module.groups, math.prod(module.kernel_size)
             self._depthwise = module.groups == module.in_channels == module.out_channels > 1
