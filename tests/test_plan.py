@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hrel_ext.collect import LayerScores
+from hrel_ext import LayerScores
 from hrel_ext.pruning import Latency, count, load_pruned, plan, prune, pruner, save_pruned
 from hrel_ext.pruning import planning as planning_module
 from hrel_ext.zoo.models import MODELS, lenet5
@@ -54,12 +54,17 @@ def make(name):
 def random_scores(monkeypatch):
     """Scores with ties, drawn in place of being collected, and batch norms left alone: it is about the removal."""
 
-    def draw(model, batches, *, layers, **_):
-        rng = torch.Generator().manual_seed(7)
-        widths = {name: model.get_submodule(name).out_channels for name in layers}
-        return {n: LayerScores(torch.randint(0, 9, (1, w), generator=rng).float()) for n, w in widths.items()}
+    class Drawn:
+        def __init__(self, *_, **__):
+            pass
 
-    monkeypatch.setattr(pruner, "collect", draw)
+        def table(self, model, layers):
+            rng = torch.Generator().manual_seed(7)
+            widths = {name: model.get_submodule(name).out_channels for name in layers}
+            drawn = {name: torch.randint(0, 9, (1, w), generator=rng).float() for name, w in widths.items()}
+            return {name: LayerScores(scores, widths=torch.ones(1)) for name, scores in drawn.items()}
+
+    monkeypatch.setattr(pruner, "HRel", Drawn)
     monkeypatch.setattr(pruner, "recalibrate", lambda *_: 0)
 
 
