@@ -55,6 +55,11 @@ def build_info() -> dict[str, Any]:
         ``isa_levels_built``; ``cuda``, whether CUDA kernels were built, and ``cuda_architectures``, for which;
         ``cuda_largest_num_samples``, the N up to which they take tensors of the current CUDA device, 0 where they do
         not run on it and None without one; ``compiler``.
+
+    Example:
+        >>> info = hrel_ext.build_info()
+        >>> info["isa_level"] in info["isa_levels_built"]
+        True
     """
     return {
         "version": version("hrel_ext"),
