@@ -1,5 +1,7 @@
 """The ops ``hrel_ext::relevance``, ``kernel_alignment`` and ``matrix_entropy``: checks, allocation, native calls.
 
+``matrix_entropy`` is differentiable, by the op ``matrix_entropy_gradient`` in plain PyTorch; the others are not.
+
 Operands of the first two: acts (N, F, D), any strides, float32 or float64, on CUDA also float16 or bfloat16; order (N,)
 int64, sorted by class; class_offsets (N + 1,) int64, class c being ``order[class_offsets[c]:class_offsets[c + 1]]`` and
 unused entries N; label_gram (N, N) or None, a label kernel with unit diagonal in the order of the samples, which takes
@@ -12,6 +14,7 @@ warning says why), take plain PyTorch on the device: eigenvalues in float64, a f
 """
 # SPDX-License-Identifier: MIT
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
@@ -52,6 +55,11 @@ def build_info() -> dict[str, Any]:
         ``isa_levels_built``; ``cuda``, whether CUDA kernels were built, and ``cuda_architectures``, for which;
         ``cuda_largest_num_samples``, the N up to which they take tensors of the current CUDA device, 0 where they do
         not run on it and None without one; ``compiler``.
+
+    Example:
+        >>> info = hrel_ext.build_info()
+        >>> info["isa_level"] in info["isa_levels_built"]
+        True
     """
     return {
         "version": version("hrel_ext"),
@@ -262,11 +270,9 @@ def matrix_entropy(gram: Tensor, alpha: float) -> Tensor:
     """S(G / tr G) in bits, (B,), of positive semidefinite matrices (B, N, N), float32 or float64, any strides.
 
     Symmetric by contract: the lower triangle is read. NaN for a matrix with an element not finite or a trace <= 0.
+    Differentiable once with respect to ``gram``, see `matrix_entropy_gradient`.
     """
-    if gram.dim() != 3 or gram.shape[1] != gram.shape[2] or gram.shape[1] == 0 or gram.dtype not in _ENTROPY_PROBLEMS:
-        raise ValueError(
-            f"gram must be (B, N, N) with N >= 1 of float32 or float64, got {tuple(gram.shape)} of {gram.dtype}"
-        )
+    _check_matrices(gram)
     entropy = gram.new_empty(len(gram))  # (B,)
     if len(gram) == 0:
         return entropy
@@ -287,6 +293,87 @@ def matrix_entropy(gram: Tensor, alpha: float) -> Tensor:
 @matrix_entropy.register_fake
 def _(gram, alpha):
     return gram.new_empty(len(gram))
+
+
+def _check_matrices(gram: Tensor) -> None:
+    if gram.dim() != 3 or gram.shape[1] != gram.shape[2] or gram.shape[1] == 0 or gram.dtype not in _ENTROPY_PROBLEMS:
+        raise ValueError(
+            f"gram must be (B, N, N) with N >= 1 of float32 or float64, got {tuple(gram.shape)} of {gram.dtype}"
+        )
+
+
+# An op of its own, so that it is one opaque call to autograd and torch.compile: derivatives of eigenvectors, which
+# are infinite for equal eigenvalues, are never formed.
+@torch.library.custom_op("hrel_ext::matrix_entropy_gradient", mutates_args=(), device_types=("cpu", "cuda"))
+def matrix_entropy_gradient(gram: Tensor, alpha: float) -> Tensor:
+    """The gradient D (B, N, N) of `matrix_entropy`, in bits per unit of ``gram``, computed in float64.
+
+    D is symmetric, and dS = <D, E> for a symmetric change E of the matrix: of an element and its mirror image, which
+    only change together, each gets half. With the eigenvalues l and vectors V of A = G / tr G,
+
+        h_k = alpha l_k^(alpha-1) / ((1-alpha) ln 2 sum_j l_j^alpha),   D = V diag(h_k - sum_j l_j h_j) V' / tr G,
+
+    without differences of eigenvalues. h_k is infinite at l_k = 0 for alpha <= 1, so eigenvalues below eps, that of the
+    dtype of ``gram``, count as eps: the rounding of A alone is of that size, as |A|_F <= 1. Where G depends smoothly on
+    parameters and stays positive semidefinite, the rule does not show, since eigenvalues 0 are then at their minimum
+    and do not change to first order. NaN for a matrix whose entropy is NaN, for it alone.
+    """
+    _check_matrices(gram)
+    gradient = gram.new_empty(gram.shape)
+    for some in _chunks(len(gram), gram.shape[1]):
+        matrices, proper = _lower_triangles(gram[some])  # (b, N, N), (b,)
+        trace = matrices.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]  # (b, 1, 1)
+        one = _gradient_at_trace_one(matrices / trace, alpha, torch.finfo(gram.dtype).eps)  # (b, N, N)
+        gradient[some] = torch.where(proper[:, None, None], one / trace, torch.nan)
+    return gradient
+
+
+@matrix_entropy_gradient.register_fake
+def _(gram, alpha):
+    return gram.new_empty(gram.shape)
+
+
+def _gradient_at_trace_one(a: Tensor, alpha: float, smallest: float) -> Tensor:
+    """`matrix_entropy_gradient` of lower triangles (b, N, N) of trace 1; eigenvalues count as ``smallest`` at least."""
+    if alpha == 2:  # S = -log2 |A|_F^2
+        a = a + a.tril(-1).mT
+        slope = -2 / math.log(2) * a / a.square().sum((-2, -1), keepdim=True)  # (b, N, N)
+        slope.diagonal(dim1=-2, dim2=-1).add_(2 / math.log(2))
+        return slope
+    eigenvalues, vectors = torch.linalg.eigh(a)  # (b, N), (b, N, N)
+    eigenvalues = eigenvalues.clamp(min=smallest)
+    beta = alpha - 1
+    if abs(beta) <= 0.3:  # h' up to a constant, which the trace takes out again; so nothing is divided by 1 - alpha
+        log = eigenvalues.log()
+        power_sum = (eigenvalues * (beta * log).exp()).sum(-1, keepdim=True)  # (b, 1)
+        slope = -(log if beta == 0 else (beta * log).expm1() / beta) * alpha / power_sum  # (b, N)
+    else:  # relative to the largest, because lambda^alpha underflows for a large alpha
+        largest = eigenvalues[:, -1:]  # (b, 1)
+        relative = eigenvalues / largest
+        slope = relative**beta / (largest * (relative**alpha).sum(-1, keepdim=True)) * (-alpha / beta)  # (b, N)
+    slope = (slope - (eigenvalues * slope).sum(-1, keepdim=True)) / math.log(2)  # (b, N)
+    half = (vectors * slope[:, None, :]) @ vectors.mT  # (b, N, N), symmetric up to rounding
+    return (half + half.mT) / 2
+
+
+def _save_operands(ctx, inputs, output):
+    gram, ctx.alpha = inputs
+    ctx.save_for_backward(gram)
+
+
+def _entropy_backward(ctx, bits):
+    (gram,) = ctx.saved_tensors
+    return bits[:, None, None] * matrix_entropy_gradient(gram, ctx.alpha), None
+
+
+def _no_second_derivative(ctx, _):
+    raise NotImplementedError(
+        "hrel_ext::matrix_entropy has no second derivative: its gradient cannot be differentiated with respect to gram"
+    )
+
+
+matrix_entropy.register_autograd(_entropy_backward, setup_context=_save_operands)
+matrix_entropy_gradient.register_autograd(_no_second_derivative)
 
 
 def _label_kernel(order: Tensor, class_offsets: Tensor, label_gram: Tensor | None) -> Tensor:
@@ -329,9 +416,14 @@ def _alignment_in_torch(acts, order, class_offsets, multiples, per_filter, label
 
 def _matrix_entropy_in_torch(gram, alpha, entropy):
     """The op ``matrix_entropy`` in plain PyTorch, into ``entropy``."""
-    identity = torch.eye(gram.shape[1], dtype=torch.float64, device=gram.device)  # (N, N)
     for some in _chunks(len(gram), gram.shape[1]):
-        matrices = gram[some].double().tril()  # (b, N, N)
-        proper = matrices.isfinite().all(-1).all(-1) & (matrices.diagonal(dim1=-2, dim2=-1).sum(-1) > 0)  # (b,)
-        matrices = torch.where(proper[:, None, None], matrices, identity)  # eigvalsh raises for NaN
+        matrices, proper = _lower_triangles(gram[some])  # (b, N, N), (b,)
         entropy[some] = torch.where(proper, reference.matrix_entropy(matrices, alpha), torch.nan)
+
+
+def _lower_triangles(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower triangles (b, N, N) in float64, and which have an entropy (b,); the others are I: eigh raises for NaN."""
+    matrices = gram.double().tril()  # (b, N, N)
+    proper = matrices.isfinite().all(-1).all(-1) & (matrices.diagonal(dim1=-2, dim2=-1).sum(-1) > 0)  # (b,)
+    identity = torch.eye(gram.shape[1], dtype=torch.float64, device=gram.device)  # (N, N)
+    return torch.where(proper[:, None, None], matrices, identity), proper
