@@ -12,11 +12,12 @@ from hrel_ext.entropy import (
 )
 from hrel_ext.gram import CONVENTIONS, Convention, gram, mean_distance, median_distance
 from hrel_ext.relevance import RelevanceTerms, relevance, relevance_terms
-from hrel_ext.width import kernel_width
+from hrel_ext.width import MovingWidth, kernel_width
 
 __all__ = [
     "CONVENTIONS",
     "Convention",
+    "MovingWidth",
     "RelevanceTerms",
     "build_info",
     "conditional_entropy",
