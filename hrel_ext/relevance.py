@@ -187,7 +187,8 @@ def terms_of_batch(batch: Batch, sigma: float | Tensor | str | None, alpha: floa
 def _label_entropy(batch: Batch, class_offsets: NDArray, alpha: float) -> Tensor:
     """S(B) in bits, (), of any dtype and device."""
     if batch.across is None:
-        return _ops.matrix_entropy(batch.label_gram[None], alpha)[0]
+        # float64, as the float32 op is accurate for what is left of a matrix without its mean, and here that may be all
+        return _ops.matrix_entropy(batch.label_gram.double()[None], alpha)[0]
     return torch.tensor(label_entropy(np.diff(class_offsets), batch.across, alpha), dtype=torch.float64)
 
 
