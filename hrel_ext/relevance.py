@@ -180,16 +180,16 @@ def terms_of_batch(batch: Batch, sigma: float | Tensor | str | None, alpha: floa
     own, given, class_offsets = read(batch, entropy, widths_used, classes.class_offsets)
     check_widths(given)  # before the results, which are NaN for a wrong width too
     check_finite(own)
-    labels_only = _label_entropy(batch, class_offsets, alpha).to(entropy)
+    labels_only = _label_entropy(batch, class_offsets, alpha, entropy)
     return RelevanceTerms(difference + labels_only, entropy, joint_entropy, labels_only)
 
 
-def _label_entropy(batch: Batch, class_offsets: NDArray, alpha: float) -> Tensor:
-    """S(B) in bits, (), of any dtype and device."""
+def _label_entropy(batch: Batch, class_offsets: NDArray, alpha: float, like: Tensor) -> Tensor:
+    """S(B) in bits, (), of the dtype and device of ``like``."""
     if batch.across is None:
-        # float64, as the float32 op is accurate for what is left of a matrix without its mean, and here that may be all
-        return _ops.matrix_entropy(batch.label_gram.double()[None], alpha)[0]
-    return torch.tensor(label_entropy(np.diff(class_offsets), batch.across, alpha), dtype=torch.float64)
+        # float64: a matrix of rank one whose rows sum to 0, as signs have, would lose digits in float32.
+        return _ops.matrix_entropy(batch.label_gram.double()[None], alpha)[0].to(like.dtype)
+    return like.new_full((), label_entropy(np.diff(class_offsets), batch.across, alpha))
 
 
 def _differentiable_terms(
@@ -215,7 +215,7 @@ def _differentiable_terms(
         for chunk in zip(maps.split(step), sigma.split(step), strict=True)
     ]
     entropy, joint_entropy = (torch.cat(part) for part in zip(*parts, strict=True))  # (F,), (F,)
-    labels_only = _label_entropy(batch, class_offsets, alpha).to(entropy)
+    labels_only = _label_entropy(batch, class_offsets, alpha, entropy)
     terms = (entropy + labels_only - joint_entropy, entropy, joint_entropy, labels_only)
     return RelevanceTerms(*(term.to(found.dtype) for term in terms))
 

@@ -160,7 +160,8 @@ class MovingWidth:
     """
 
     def __init__(self, decay: float = 0.9) -> None:
-        self._decay, self._value = _checked_decay(decay), None
+        self._decay = _checked_decay(decay)
+        self._value: Tensor | None = None
 
     @property
     def value(self) -> Tensor:
@@ -188,7 +189,7 @@ class MovingWidth:
         width = _checked_width(width)
         if self._value is None:
             self._value = width.clone()
-            return self._value
+            return self.value
         past = self._value
         if (width.shape, width.dtype, width.device) != (past.shape, past.dtype, past.device):
             raise ValueError(
