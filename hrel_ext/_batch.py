@@ -12,15 +12,18 @@ from torch import Tensor
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHAPES = "(N, F), (N, F, L), (N, F, H, W) or (N, F, T, H, W)"
-SIGMA_RULE = 'sigma must be a positive number, a tensor of shape (F,), None, "layer" or "filter"'
-
-DEFAULT_LABEL_SIGMA = 0.1  # HRel's
+SIGMA_RULE = 'sigma must be a positive number, a tensor of shape (F,) or (), None, "layer" or "filter"'
+LABEL_SIGMA = 0.1  # the default
 
 # Rounding of an estimate, in bits: what is closer than that counts as equal, by the dtype of the results.
 RESOLUTION_BITS = {torch.float32: 2e-5, torch.float64: 1e-10}
 
 # Off-class elements of the label kernel below it change no entropy by more than N times this, so they count as 0.
 NEGLIGIBLE_LABEL_KERNEL = 1e-20
+
+# What rounding may do to a semidefinite matrix L with unit diagonal, in eps of its dtype: to L_ij - L_ji, and to an
+# eigenvalue 0 of L / N.
+ROUNDING = 100
 
 
 class Classes(NamedTuple):
@@ -38,7 +41,7 @@ class Batch(NamedTuple):
     acts: Tensor  # (N, F, D), a view where the strides allow one; on the CPU no half precision
     classes: Classes
     label_gram: Tensor | None  # (N, N) label kernel, or None where it is 1 within a class and 0 across
-    across: float | None  # the label kernel across classes, 0 where label_gram is None; None where there are no classes
+    across: float | None  # the label kernel across classes, 0 for no label_gram; None where it is not one of classes
 
 
 def result_dtype(acts: Tensor) -> torch.dtype:
@@ -77,26 +80,24 @@ def sort_by_class(labels: Tensor) -> Classes:
 
 
 def prepare(
-    acts: Tensor, labels: Tensor | Classes | None, label_sigma: float, label_gram: Tensor | None = None
+    acts: Tensor, labels: Tensor | Classes | None, label_sigma: float = LABEL_SIGMA, label_gram: Tensor | None = None
 ) -> Batch:
-    """Check a mini-batch and bring it into the form of the ops, once for all filters, without a wait for the device.
+    """Check a mini-batch and bring it into the form of the ops, once for all filters.
+
+    With labels nothing waits for the device; a label_gram is read to be checked.
 
     Args:
         acts: (N, F, *spatial), floating point, any strides; half precision is converted to float32 on the CPU and
             left to the kernels on CUDA.
-        labels: (N,), integers >= 0 on the device of ``acts``, or what `sort_by_class` made of them; None with a
-            ``label_gram``.
+        labels: (N,), integers >= 0 on the device of ``acts``, or what `sort_by_class` made of them; or None.
         label_sigma: width of the Gaussian kernel of the one-hot labels, whose classes are sqrt(2) apart.
-        label_gram: (N, N), a label kernel in the place of the labels; its values are looked at, so the host waits.
+        label_gram: (N, N), a semidefinite label kernel in the place of ``labels``, as ``relevance`` takes it; or None.
 
     Raises:
-        TypeError, ValueError: naming the argument, its rule and the value. Other rules about the values of a tensor
-        are left to `read`, `check_widths` and `check_finite`.
+        TypeError, ValueError: naming the argument, its rule and the value. Rules about the values of ``acts`` and
+        ``labels`` are left to `read`, `check_widths` and `check_finite`.
     """
     label_sigma = positive("label_sigma", label_sigma)
-    if (labels is None) == (label_gram is None):
-        given = "neither" if labels is None else "both"
-        raise ValueError(f"labels or label_gram must be given, one of the two, got {given}")
     if not isinstance(acts, Tensor):
         raise TypeError(f"acts must be a torch.Tensor, got {type(acts).__name__}")
     if acts.dtype not in _FLOATING:
@@ -107,6 +108,16 @@ def prepare(
         raise ValueError(f"acts must hold at least one sample (N >= 1), got shape {tuple(acts.shape)}")
     if math.prod(acts.shape[2:]) == 0:
         raise ValueError(f"acts must hold at least one value per map, got shape {tuple(acts.shape)}")
+    if (labels is None) == (label_gram is None):
+        got = "neither" if labels is None else "both"
+        raise TypeError(f"labels or label_gram must be given, and not both, got {got}")
+    maps = flatten_maps(acts.detach())  # (N, F, D)
+    maps = maps if maps.device.type == "cuda" else maps.to(result_dtype(maps))
+    if label_gram is not None:
+        if label_sigma != LABEL_SIGMA:
+            raise ValueError(f"label_sigma is the width of a kernel of labels, got {label_sigma} with a label_gram")
+        return _batch_of_gram(maps, label_gram)
+
     given = labels.labels if isinstance(labels, Classes) else labels
     if isinstance(given, Tensor) and given.shape != acts.shape[:1]:
         raise ValueError(
@@ -115,59 +126,86 @@ def prepare(
         )
     if isinstance(given, Tensor) and given.device != acts.device:
         raise ValueError(f"labels must be on the device of acts, {acts.device}, got {given.device}")
-
-    maps = acts.detach().flatten(2) if acts.dim() > 2 else acts.detach()[:, :, None]  # (N, F, D)
-    maps = maps if maps.device.type == "cuda" else maps.to(result_dtype(maps))
-    if label_gram is not None:
-        if label_sigma != DEFAULT_LABEL_SIGMA:
-            raise ValueError(f"label_sigma must be left at {DEFAULT_LABEL_SIGMA} with a label_gram, got {label_sigma}")
-        return _prepare_label_gram(maps, label_gram)
     classes = labels if isinstance(labels, Classes) else sort_by_class(labels)
     across = math.exp(-2 / label_sigma**2) if label_sigma > 0.01 else 0.0
     if across <= NEGLIGIBLE_LABEL_KERNEL:
         return Batch(maps, classes, None, 0.0)
-    same = classes.labels[:, None] == classes.labels[None, :]  # (N, N)
-    label_gram = torch.full_like(same, across, dtype=result_dtype(acts)).masked_fill_(same, 1)
-    return Batch(maps, classes, label_gram, across)
+    same = same_class(classes.labels)  # (N, N)
+    return Batch(maps, classes, torch.full_like(same, across, dtype=result_dtype(acts)).masked_fill_(same, 1), across)
 
 
-def _prepare_label_gram(maps: Tensor, label_gram: Tensor) -> Batch:
-    """The batch of maps (N, F, D) and a label kernel (N, N), which becomes classes where it is exactly theirs."""
-    num_samples = len(maps)
+def flatten_maps(acts: Tensor) -> Tensor:
+    """(N, F, *spatial) to (N, F, D), a view where the strides allow one."""
+    return acts.flatten(2) if acts.dim() > 2 else acts[:, :, None]
+
+
+def same_class(labels: Tensor) -> Tensor:
+    """Which pairs of samples share a label: (N,) to (N, N), bool."""
+    return labels[:, None] == labels[None, :]
+
+
+def _normalise(label_gram: Tensor, acts: Tensor) -> Tensor:
+    """A label kernel of the caller, checked and with unit diagonal: L_ij / sqrt(L_ii L_jj), (N, N) float64.
+
+    Elements that are negligible beside the diagonal become 0. Half precision is refused: its rounding makes eigenvalues
+    negative that are not.
+
+    Args:
+        label_gram: (N, N), float32 or float64, positive semidefinite.
+        acts: (N, F, D), whose N and device it must have.
+
+    Raises:
+        TypeError, ValueError: naming the argument, its rule and the value.
+
+    Source: Sanchez Giraldo, Rao, Principe, doi 10.1109/TIT.2014.2370058.
+    """
     if not isinstance(label_gram, Tensor):
         raise TypeError(f"label_gram must be a torch.Tensor, got {type(label_gram).__name__}")
-    if not label_gram.dtype.is_floating_point:
-        raise TypeError(f"label_gram must be floating point, got {label_gram.dtype}")
-    if label_gram.shape != (num_samples, num_samples):
+    if label_gram.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"label_gram must be float32 or float64, got {label_gram.dtype}")
+    n = len(acts)
+    if label_gram.shape != (n, n):
         raise ValueError(
-            f"label_gram must have shape (N, N) = ({num_samples}, {num_samples}) to match acts, "
+            f"label_gram must have shape (N, N) = ({n}, {n}) to match acts of shape (N, F, ...), "
             f"got {tuple(label_gram.shape)}"
         )
-    if label_gram.device != maps.device:
-        raise ValueError(f"label_gram must be on the device of acts, {maps.device}, got {label_gram.device}")
-    kernel = label_gram.detach().double()  # (N, N)
+    if label_gram.device != acts.device:
+        raise ValueError(f"label_gram must be on the device of acts, {acts.device}, got {label_gram.device}")
+    given = label_gram.detach().double()  # (N, N)
+    diagonal = given.diagonal()  # (N,)
+    right = (diagonal > 0) & diagonal.isfinite()  # (N,)
+    if not right.all():
+        i = int(right.int().argmin())
+        raise ValueError(f"label_gram must have a diagonal > 0 and finite, got {diagonal[i].item()} for sample {i}")
+    scaled = given / diagonal.max()  # so that no product below leaves the range of float64
+    kernel = scaled / (scaled.diagonal()[:, None] * scaled.diagonal()[None, :]).sqrt()  # (N, N)
     if not kernel.isfinite().all():
-        raise ValueError(f"label_gram must be finite, got {kernel[~kernel.isfinite()][0].item()}")
-    diagonal = kernel.diagonal()  # (N,)
-    if not (diagonal > 0).all():
-        i = int((diagonal > 0).int().argmin())
-        raise ValueError(f"label_gram must have a diagonal > 0, got {diagonal[i].item()} at {i}")
-    root = diagonal.sqrt()  # (N,)
-    kernel = kernel / root[:, None] / root[None, :]
-    # What rounding may have made of a kernel that keeps the rules, relative to its largest element, 1.
-    rounding = num_samples * torch.finfo(label_gram.dtype).eps
-    if (difference := (kernel - kernel.T).abs().max().item()) > rounding:
+        i, j = (~kernel.isfinite()).nonzero()[0].tolist()
+        raise ValueError(f"label_gram must be finite, also with unit diagonal, got {given[i, j].item()} at ({i}, {j})")
+    asymmetry = (kernel - kernel.mT).abs()  # (N, N)
+    if asymmetry.max() > ROUNDING * torch.finfo(label_gram.dtype).eps:
+        i, j = divmod(int(asymmetry.argmax()), n)
         raise ValueError(
-            f"label_gram must be symmetric, to {rounding:.1e} with a diagonal of 1, got elements {difference:.1e} apart"
+            f"label_gram must be symmetric, got {given[i, j].item()} at ({i}, {j}) "
+            f"and {given[j, i].item()} at ({j}, {i})"
         )
-    kernel = (kernel + kernel.T) / 2
-    kernel.fill_diagonal_(1)
-    labels = (kernel == 1).int().argmax(1)  # (N,), the first sample that is the same
-    if torch.equal(kernel, (labels[:, None] == labels[None, :]).double()):
+    return ((kernel + kernel.mT) / 2).masked_fill_(kernel.abs() <= NEGLIGIBLE_LABEL_KERNEL, 0)
+
+
+def _batch_of_gram(maps: Tensor, label_gram: Tensor) -> Batch:
+    """The batch of maps (N, F, D) and a label kernel (N, N), by classes where it is 1 within them and 0 across.
+
+    The kernel must be positive semidefinite; see `_normalise` for what is let pass.
+    """
+    kernel = _normalise(label_gram, maps)  # (N, N)
+    labels = (kernel == 1).int().argmax(1)  # (N,), the first sample that is like it
+    if torch.equal(same_class(labels).to(kernel), kernel):
         return Batch(maps, sort_by_class(labels), None, 0.0)
-    smallest, *_, largest = torch.linalg.eigvalsh(kernel).tolist()
-    if smallest < -rounding * largest:
-        raise ValueError(f"label_gram must be positive semidefinite, got the eigenvalue {smallest:.3g}")
+    smallest = torch.linalg.eigvalsh(kernel / len(kernel))[0].item()
+    if smallest < -ROUNDING * torch.finfo(label_gram.dtype).eps:
+        raise ValueError(
+            f"label_gram must be positive semidefinite, got {smallest:.3g} as the smallest eigenvalue of L / N"
+        )
     return Batch(maps, sort_by_class(torch.zeros_like(labels)), kernel.to(result_dtype(maps)), None)
 
 
@@ -193,7 +231,7 @@ def read(batch: Batch, *tensors: Tensor) -> list[NDArray]:
 
 
 def widths(sigma: float | Tensor, acts: Tensor) -> Tensor:
-    """The widths (F,) of a number or of a tensor (F,), as the ops take them, on the device of ``acts`` (N, F, D).
+    """The widths (F,) of a number or of a tensor, (F,) or (), as the ops take them, on the device of acts (N, F, D).
 
     Raises:
         TypeError, ValueError: unless the type, the shape and a number are right; the values of a tensor are left to
@@ -206,11 +244,11 @@ def widths(sigma: float | Tensor, acts: Tensor) -> Tensor:
         return acts.new_full((num_filters,), positive("sigma", sigma), dtype=result_dtype(acts))
     if not sigma.dtype.is_floating_point:
         raise TypeError(f"sigma must be floating point, got {sigma.dtype}")
-    if sigma.shape != (num_filters,):
-        raise ValueError(f"sigma must have shape (F,) = ({num_filters},), got {tuple(sigma.shape)}")
+    if sigma.shape not in ((num_filters,), ()):
+        raise ValueError(f"sigma must have shape (F,) = ({num_filters},) or (), got {tuple(sigma.shape)}")
     if sigma.device != acts.device:
         raise ValueError(f"sigma must be on the device of acts, {acts.device}, got {sigma.device}")
-    return sigma.detach().to(result_dtype(acts)).contiguous()
+    return sigma.detach().to(result_dtype(acts)).expand(num_filters).contiguous()
 
 
 def check_widths(sigma: NDArray) -> None:

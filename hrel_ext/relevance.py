@@ -11,36 +11,40 @@ from torch.utils.checkpoint import checkpoint
 
 from hrel_ext import _ops
 from hrel_ext._batch import (
-    DEFAULT_LABEL_SIGMA,
+    LABEL_SIGMA,
     SIGMA_RULE,
     Batch,
     check_finite,
     check_widths,
+    flatten_maps,
     positive,
     prepare,
     read,
-    result_dtype,
+    same_class,
     widths,
 )
 from hrel_ext.gram import gram
 from hrel_ext.label_entropy import label_entropy
 from hrel_ext.width import aligned_width
 
+# Of the (f, N, N) matrices and (f, N, D) maps, in float64, whose gradients are worked out at a time.
+MAX_GRADIENT_BYTES = 32 << 20
+
 
 class RelevanceTerms(NamedTuple):
-    """The relevance and the entropies it is made of, in bits: relevance = entropy + label_entropy - joint_entropy.
+    """The relevance and the entropies it is made of, in bits, by filter; the entropy of the labels is one for all.
 
-    Attributes:
-        relevance: (F,), I(A_f; B).
-        entropy: (F,), S(A_f).
-        joint_entropy: (F,), S(A_f, B).
-        label_entropy: (), S(B).
+        relevance = entropy + label_entropy - joint_entropy,   I(A_f; B) = S(A_f) + S(B) - S(A_f, B)
 
-    Source: as `relevance`.
+    What `relevance_terms` returns.
+
+    Source: Sanchez Giraldo, Rao, Principe, doi 10.1109/TIT.2014.2370058.
 
     Example:
-        >>> hrel_ext.relevance_terms(torch.zeros(4, 1), torch.tensor([0, 0, 1, 1]), sigma=1.0).label_entropy.item()
-        1.0
+        >>> acts, labels = torch.tensor([[0.0], [0.0], [9.0], [9.0]]), torch.tensor([0, 0, 1, 1])
+        >>> terms = hrel_ext.relevance_terms(acts, labels, sigma=1.0)  # the map is the label: one bit each
+        >>> [round(bits.item(), 4) for bits in terms]
+        [1.0, 1.0, 1.0, 1.0]
     """
 
     relevance: Tensor  # (F,) I(A_f; B)
@@ -56,7 +60,7 @@ def relevance(
     label_gram: Tensor | None = None,
     sigma: float | Tensor | str | None = None,
     alpha: float = 1.01,
-    label_sigma: float = DEFAULT_LABEL_SIGMA,
+    label_sigma: float = LABEL_SIGMA,
     differentiable: bool = False,
 ) -> Tensor:
     """Score each filter by its mutual information with the labels, in bits, all filters at once.
@@ -66,26 +70,29 @@ def relevance(
         K_ij = exp(-|x_i - x_j|^2 / sigma^2),   A = K / N,   I(A; B) = S(A) + S(B) - S(A o B / tr(A o B)),
         S(A) = log2(sum_k lambda_k(A)^alpha) / (1 - alpha),
 
-    where B_ij is exp(-|y_i - y_j|^2 / label_sigma^2) / N for one-hot labels y. Note sigma^2, not 2 sigma^2: HRel's
-    convention. The estimate is biased: compare it within one layer and one N only.
+    where B_ij is exp(-|y_i - y_j|^2 / label_sigma^2) / N for one-hot labels y, or L_ij / (N sqrt(L_ii L_jj)) for a
+    label kernel L. Note sigma^2, not 2 sigma^2: HRel's convention. The estimate is biased: compare it within one layer
+    and one N only.
 
     Args:
         acts: (N, F), (N, F, L), (N, F, H, W) or (N, F, T, H, W), float32 or float64 (half precision is computed in
-            float32), any strides; never modified. On a CUDA device that the compiled kernels do not run on, or with
-            more samples than they take, plain PyTorch computes there, by eigenvalues.
+            float32), any strides; never modified. An input that requires grad is detached unless ``differentiable``. On
+            a CUDA device that the compiled kernels do not run on, or with more samples than they take, plain PyTorch
+            computes there, by eigenvalues.
         labels: (N,), integer class ids >= 0 on the same device; compared for equality only.
-        label_gram: (N, N), in the place of ``labels``: a positive semidefinite kernel of any targets on the same
-            device, say `hrel_ext.gram` of class probabilities, of many labels at once, or of a target of regression. It
-            is scaled to a diagonal of 1. Where it then is 1 within classes and 0 across, exactly, the way of the
-            ``labels`` is taken, as fast and as exact.
-        sigma: kernel width > 0, one number or a tensor (F,); None or "layer" takes the width of the layer that aligns
-            best with the labels of this batch, as HRel does; "filter" one per filter by the same rule.
+        label_gram: (N, N), float32 or float64 on the same device, in the place of ``labels``: a symmetric, positive
+            semidefinite kernel L with a diagonal > 0, of soft labels p, say `gram` of them or p @ p.T, of several
+            labels a sample, or of regression targets. Where it is 1 within classes and 0 across once its diagonal is
+            scaled to 1, the result is, bit for bit, that of class ids in the order of first appearance. The host waits
+            for its check. A constant for the gradient.
+        sigma: kernel width > 0, one number or a tensor, (F,) or (); None or "layer" takes the width of the layer that
+            aligns best with the labels of this batch, as HRel does; "filter" one per filter by the same rule.
         alpha: order of the entropy, > 0; 1 is the Shannon limit, which HRel's published code uses.
-        label_sigma: width of the kernel of the ``labels``; up to 0.2 it is 1 within a class and 0 across to all
-            digits.
-        differentiable: give a result with gradients to ``acts`` and to a tensor ``sigma``; a width that is searched
-            is a constant. Much slower: the Gram matrices of some filters at a time are formed, and once more on the
-            way back, where each costs an eigen-decomposition. Otherwise inputs that require grad are detached.
+        label_sigma: width of the kernel of ``labels``; up to 0.2 it is 1 within a class and 0 across to all digits.
+        differentiable: give the result gradients, once, with respect to ``acts`` and a tensor ``sigma``; a width that
+            is searched is a constant. Computed in float64 from whole Gram matrices, of a few filters at a time, which
+            the backward pass makes again: memory beside ``acts`` and their gradient is bounded whatever F is, and both
+            passes take many times as long as the score alone.
 
     Returns:
         (F,), bits, on the device of ``acts``; float64 for float64 input, else float32.
@@ -94,17 +101,21 @@ def relevance(
         TypeError, ValueError: naming the argument, its rule and the value; also where a value of ``acts`` is not
         finite.
 
-    Source: Sarvani, Ghorai, Dubey, Basha, HRel, Neural Networks 147 (2022), doi 10.1016/j.neunet.2021.12.017;
-    for a ``label_gram``, Sanchez Giraldo, Rao, Principe, doi 10.1109/TIT.2014.2370058.
+    Source: Sarvani, Ghorai, Dubey, Basha, HRel, Neural Networks 147 (2022), doi 10.1016/j.neunet.2021.12.017; label
+    kernels: Sanchez Giraldo, Rao, Principe, doi 10.1109/TIT.2014.2370058.
 
     Example:
-        >>> labels = torch.arange(8) % 4
-        >>> acts = torch.stack((10.0 * labels, torch.zeros(8)), 1)  # one filter knows the class, one never fires
-        >>> [abs(round(bits, 4)) for bits in hrel_ext.relevance(acts, labels, sigma=1.0).tolist()]
-        [2.0, 0.0]
-        >>> target = hrel_ext.gram(labels[:, None].float(), sigma=1.0)  # classes as numbers: neighbours are alike
-        >>> [abs(round(bits, 3)) for bits in hrel_ext.relevance(acts, label_gram=target, sigma=1.0).tolist()]
-        [1.845, 0.0]
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> acts = torch.stack([labels.float(), torch.tensor([0.0, 1.0, 0.0, 1.0])], dim=1)  # a label, and none
+        >>> [round(bits, 4) for bits in hrel_ext.relevance(acts, labels, sigma=0.1).tolist()]
+        [1.0, 0.0]
+        >>> targets = hrel_ext.gram(torch.tensor([[0.1], [0.0], [0.8], [1.0]]), sigma=0.5)  # of a regression
+        >>> [round(bits, 2) for bits in hrel_ext.relevance(acts, label_gram=targets, sigma=0.1).tolist()]
+        [0.99, 0.25]
+        >>> acts = acts.requires_grad_()
+        >>> hrel_ext.relevance(acts, labels, sigma=1.0, differentiable=True).sum().backward()
+        >>> acts.grad.shape
+        torch.Size([4, 2])
     """
     return relevance_terms(
         acts,
@@ -124,7 +135,7 @@ def relevance_terms(
     label_gram: Tensor | None = None,
     sigma: float | Tensor | str | None = None,
     alpha: float = 1.01,
-    label_sigma: float = DEFAULT_LABEL_SIGMA,
+    label_sigma: float = LABEL_SIGMA,
     differentiable: bool = False,
 ) -> RelevanceTerms:
     """``relevance`` with the entropies it is made of: I(A_f; B) = S(A_f) + S(B) - S(A_f, B), in bits.
@@ -141,10 +152,10 @@ def relevance_terms(
     Source: as ``relevance``.
 
     Example:
-        >>> labels = torch.arange(8) % 4
-        >>> terms = hrel_ext.relevance_terms(100.0 * torch.arange(8)[:, None], labels, sigma=1.0)  # all samples differ
-        >>> [round(term.item(), 4) for term in terms]  # relevance, S(A), S(A, B), S(B)
-        [2.0, 3.0, 3.0, 2.0]
+        >>> acts, labels = torch.tensor([[0.0], [9.0], [0.0], [9.0]]), torch.tensor([0, 0, 1, 1])
+        >>> terms = hrel_ext.relevance_terms(acts, labels, sigma=1.0)  # independent: one bit each, two together
+        >>> round(terms.entropy.item(), 4), round(terms.label_entropy.item(), 4), round(terms.joint_entropy.item(), 4)
+        (1.0, 1.0, 2.0)
     """
     batch = prepare(acts, labels, label_sigma, label_gram)
     return _differentiable_terms(acts, batch, sigma, alpha) if differentiable else terms_of_batch(batch, sigma, alpha)
@@ -169,48 +180,44 @@ def terms_of_batch(batch: Batch, sigma: float | Tensor | str | None, alpha: floa
     own, given, class_offsets = read(batch, entropy, widths_used, classes.class_offsets)
     check_widths(given)  # before the results, which are NaN for a wrong width too
     check_finite(own)
-    labels_only = _label_entropy(batch, class_offsets, alpha)
+    labels_only = _label_entropy(batch, class_offsets, alpha, entropy)
     return RelevanceTerms(difference + labels_only, entropy, joint_entropy, labels_only)
+
+
+def _label_entropy(batch: Batch, class_offsets: NDArray, alpha: float, like: Tensor) -> Tensor:
+    """S(B) in bits, (), of the dtype and device of ``like``."""
+    if batch.across is None:
+        # float64: a matrix of rank one whose rows sum to 0, as signs have, would lose digits in float32.
+        return _ops.matrix_entropy(batch.label_gram.double()[None], alpha)[0].to(like.dtype)
+    return like.new_full((), label_entropy(np.diff(class_offsets), batch.across, alpha))
 
 
 def _differentiable_terms(
     acts: Tensor, batch: Batch, sigma: float | Tensor | str | None, alpha: float
 ) -> RelevanceTerms:
-    """``terms_of_batch`` with gradients to ``acts``, which the batch was made of, and to a tensor ``sigma``."""
+    """The terms of ``acts``, from which ``batch`` was prepared, with gradients to them and to a tensor ``sigma``."""
     alpha = positive("alpha", alpha)
-    detached = filter_widths(sigma, batch)  # (F,)
-    given, class_offsets = read(batch, detached, batch.classes.class_offsets)
+    maps, found = flatten_maps(acts).transpose(0, 1), filter_widths(sigma, batch)  # (F, N, D), (F,)
+    nan_if_not_finite = (batch.acts * 0).sum((0, 2), dtype=found.dtype)  # (F,)
+    marks, given, class_offsets = read(batch, nan_if_not_finite, found, batch.classes.class_offsets)
     check_widths(given)
-    labels = batch.classes.labels  # (N,)
-    label_gram = batch.label_gram if batch.label_gram is not None else (labels[:, None] == labels[None, :])  # (N, N)
+    check_finite(marks)
+    sigma = sigma.to(found.dtype).expand(len(maps)) if isinstance(sigma, Tensor) else found  # (F,)
+    labels = same_class(batch.classes.labels) if batch.label_gram is None else batch.label_gram  # (N, N)
 
-    def entropies(maps: Tensor, some: Tensor) -> tuple[Tensor, Tensor]:
-        """Of maps (N, f, D) with widths (f,)."""
-        matrices = gram(maps.transpose(0, 1), sigma=some)  # (f, N, N)
-        return _ops.matrix_entropy(matrices, alpha), _ops.matrix_entropy(matrices * label_gram, alpha)  # (f,), (f,)
+    def entropies(maps: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        kernel = gram(maps.double(), sigma=sigma)  # (f, N, N)
+        return _ops.matrix_entropy(kernel, alpha), _ops.matrix_entropy(kernel * labels, alpha)
 
-    maps = acts.flatten(2) if acts.dim() > 2 else acts[:, :, None]  # (N, F, D)
-    finite = maps.detach().isfinite().all(2).all(0)  # (F,)
-    check_finite(np.where(finite.cpu().numpy(), 0, np.nan))
-    chosen = sigma.to(detached) if isinstance(sigma, Tensor) else detached  # (F,)
-    # Only what a few filters need is kept at a time: their Gram matrices are formed again on the way back.
-    step = max(1, _ops.MAX_CHUNK_BYTES // (8 * len(acts) ** 2))
+    step = max(1, MAX_GRADIENT_BYTES // (8 * maps.shape[1] * (maps.shape[1] + maps.shape[2])))
     parts = [
-        checkpoint(entropies, maps[:, first : first + step], chosen[first : first + step], use_reentrant=False)
-        for first in range(0, maps.shape[1], step)
+        checkpoint(entropies, *chunk, use_reentrant=False, preserve_rng_state=False)
+        for chunk in zip(maps.split(step), sigma.split(step), strict=True)
     ]
-    own, joint = (torch.cat([detached[:0], *each]) for each in zip(*parts, strict=True)) if parts else [detached] * 2
-    labels_only = _label_entropy(batch, class_offsets, alpha)
-    return RelevanceTerms(own - joint + labels_only, own, joint, labels_only)
-
-
-def _label_entropy(batch: Batch, class_offsets: NDArray, alpha: float) -> Tensor:
-    """S(B) in bits, ()."""
-    dtype, device = result_dtype(batch.acts), batch.acts.device
-    if batch.across is None:
-        return _ops.matrix_entropy(batch.label_gram[None], alpha)[0]
-    bits = label_entropy(np.diff(class_offsets), batch.across, alpha)
-    return torch.full((), bits, dtype=dtype, device=device)
+    entropy, joint_entropy = (torch.cat(part) for part in zip(*parts, strict=True))  # (F,), (F,)
+    labels_only = _label_entropy(batch, class_offsets, alpha, entropy)
+    terms = (entropy + labels_only - joint_entropy, entropy, joint_entropy, labels_only)
+    return RelevanceTerms(*(term.to(found.dtype) for term in terms))
 
 
 def filter_widths(sigma: float | Tensor | str | None, batch: Batch) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hrel_ext import _ops
 from hrel_ext._batch import (
-    DEFAULT_LABEL_SIGMA,
+    LABEL_SIGMA,
     RESOLUTION_BITS,
     Batch,
     check_finite,
@@ -36,7 +36,7 @@ def joint_relevance(
     *,
     sigma: float | Tensor | None = None,
     alpha: float = 1.01,
-    label_sigma: float = DEFAULT_LABEL_SIGMA,
+    label_sigma: float = LABEL_SIGMA,
 ) -> Tensor:
     """What a set of filters says about the labels together, in bits.
 
@@ -83,7 +83,7 @@ def conditional_relevance(
     *,
     sigma: float | Tensor | None = None,
     alpha: float = 1.01,
-    label_sigma: float = DEFAULT_LABEL_SIGMA,
+    label_sigma: float = LABEL_SIGMA,
 ) -> Tensor:
     """What each filter adds to a set of filters, in bits.
 
@@ -147,7 +147,7 @@ def select_filters(
     method: str = "forward",
     sigma: float | Tensor | None = None,
     alpha: float = 1.01,
-    label_sigma: float = DEFAULT_LABEL_SIGMA,
+    label_sigma: float = LABEL_SIGMA,
 ) -> Selection:
     """Choose filters greedily by what they say together about the labels, so that no two copies are kept for one.
 

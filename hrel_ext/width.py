@@ -1,7 +1,8 @@
-"""Kernel widths by alignment with the labels, one for the layer or one per filter."""
+"""Kernel widths by alignment with the labels, for the layer or per filter, and their moving average over batches."""
 # SPDX-License-Identifier: MIT
 
 import math
+from collections.abc import Mapping
 from numbers import Real
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hrel_ext import _ops
-from hrel_ext._batch import DEFAULT_LABEL_SIGMA, Batch, check_finite, positive, prepare, read, result_dtype
+from hrel_ext._batch import LABEL_SIGMA, Batch, check_finite, positive, prepare, read, result_dtype
 
 
 def kernel_width(
@@ -21,7 +22,7 @@ def kernel_width(
     low: float = 0.3,
     high: float = 10.0,
     num_widths: int = 300,
-    label_sigma: float = DEFAULT_LABEL_SIGMA,
+    label_sigma: float = LABEL_SIGMA,
 ) -> Tensor:
     """Find the width whose Gaussian kernel K is aligned best with the kernel L of the labels.
 
@@ -35,7 +36,7 @@ def kernel_width(
     Args:
         acts: (N, F, *spatial), floating point, any strides; never modified.
         labels: (N,), integer class ids >= 0 on the same device.
-        label_gram: (N, N), a label kernel in the place of the labels, as for `hrel_ext.relevance`.
+        label_gram: (N, N), in the place of ``labels``: any label kernel L, as for `relevance`.
         per_filter: one width per filter instead of one for the outputs of the whole layer.
         low: smallest width, in mean distances, > 0.
         high: largest width, in mean distances, >= low.
@@ -53,11 +54,12 @@ def kernel_width(
     Source: HRel's published code, after Wickstrom et al., arXiv 1909.11396.
 
     Example:
-        >>> labels = torch.arange(12) % 3
-        >>> acts = torch.stack((labels.float(), 10.0 * labels), 1)  # two filters that know the class
-        >>> width = hrel_ext.kernel_width(acts, labels, per_filter=True)  # aligned best where classes are far apart
-        >>> [round(value, 2) for value in (width / torch.tensor([1.0, 10.0])).tolist()]
-        [0.27, 0.27]
+        >>> acts = torch.tensor([[0.0], [1.0], [3.0]])  # distances 1, 2, 3, whose mean over nine pairs is 12 / 9
+        >>> labels = torch.tensor([0, 0, 1])
+        >>> round(hrel_ext.kernel_width(acts, labels, low=0.75, high=2.25, num_widths=3).item(), 4)  # of 1, 2, 3
+        2.0
+        >>> [round(width, 2) for width in hrel_ext.kernel_width(acts, labels, per_filter=True).tolist()]
+        [1.57]
     """
     low = positive("low", low)
     if not isinstance(high, Real) or isinstance(high, bool):
@@ -70,84 +72,6 @@ def kernel_width(
         raise ValueError(f"num_widths must be >= 1, got {num_widths}")
     batch = prepare(acts, labels, label_sigma, label_gram)
     return aligned_width(batch, per_filter=per_filter, low=low, high=float(high), num_widths=num_widths)
-
-
-class MovingWidth:
-    """Exponential moving average of kernel widths over mini-batches, as HRel keeps one for each layer while training.
-
-        sigma_0 = w_0,   sigma_t = decay sigma_(t-1) + (1 - decay) w_t,
-
-    where w_t is the width of mini-batch t, say of `kernel_width`, in units of the maps.
-
-    Args:
-        decay: share of the old value, in [0, 1); 0.9 is HRel's.
-
-    Attributes:
-        value: the average, of the shape, dtype and device of the first width; None before it.
-
-    Raises:
-        TypeError, ValueError: ``decay`` that is no such number.
-
-    Source: HRel's published code, after Wickstrom et al., arXiv 1909.11396.
-
-    Example:
-        >>> average = hrel_ext.MovingWidth()
-        >>> [round(average.update(torch.tensor(width)).item(), 3) for width in (2.0, 3.0, 3.0)]
-        [2.0, 2.1, 2.19]
-        >>> other = hrel_ext.MovingWidth()
-        >>> other.load_state_dict(average.state_dict())
-        >>> round(other.value.item(), 3)
-        2.19
-    """
-
-    def __init__(self, decay: float = 0.9) -> None:
-        if not isinstance(decay, Real) or isinstance(decay, bool):
-            raise TypeError(f"decay must be a real number, got {type(decay).__name__}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be >= 0 and < 1, got {decay}")
-        self._decay = float(decay)
-        self.value: Tensor | None = None
-
-    def update(self, width: Tensor) -> Tensor:
-        """Take one more width into the average.
-
-        Args:
-            width: () or (F,), floating point, > 0 and finite; always the same shape. The host waits for the device.
-
-        Returns:
-            The new average, of the same shape; later calls leave it as it is.
-
-        Raises:
-            TypeError, ValueError: a width that is no floating-point tensor, of another shape than before, or with a
-            value that is not > 0 and finite. The average then stays as it was.
-        """
-        if not isinstance(width, Tensor) or not width.dtype.is_floating_point:
-            got = width.dtype if isinstance(width, Tensor) else type(width).__name__
-            raise TypeError(f"width must be a floating-point tensor, got {got}")
-        if self.value is not None and width.shape != self.value.shape:
-            raise ValueError(
-                f"width must have the shape of the first one, {tuple(self.value.shape)}, got {tuple(width.shape)}"
-            )
-        width = width.detach()
-        if not ((width > 0) & width.isfinite()).all():
-            wrong = width[~((width > 0) & width.isfinite())]
-            raise ValueError(f"width must be > 0 and finite, got {wrong[0].item()}")
-        if self.value is None:
-            self.value = width.clone()
-        else:
-            self.value = self._decay * self.value + (1 - self._decay) * width.to(self.value)
-        return self.value
-
-    def state_dict(self) -> dict[str, Tensor | float | None]:
-        """The decay and the average, for a checkpoint."""
-        return {"decay": self._decay, "value": self.value}
-
-    def load_state_dict(self, state: dict[str, Tensor | float | None]) -> None:
-        """Go on from what `state_dict` gave; raises as the constructor and `update` for what it cannot have given."""
-        fresh = MovingWidth(state["decay"])
-        if state["value"] is not None:
-            fresh.update(state["value"])
-        self._decay, self.value = fresh._decay, fresh.value
 
 
 def aligned_width(
@@ -184,6 +108,8 @@ def _search(batch: Batch, multiples: Tensor, per_filter: bool) -> tuple[Tensor, 
     mean_distance, alignment = _ops.kernel_alignment(
         batch.acts, batch.classes.order, batch.classes.class_offsets, multiples, per_filter, batch.label_gram
     )  # (R,), (R, M)
+    if batch.across is None:  # with negative elements <K, L> may vanish, and rounding make it negative
+        alignment = torch.where(alignment.isnan(), -torch.inf, alignment)
     return mean_distance, multiples[alignment.argmax(-1)] * mean_distance  # argmax takes the first maximum
 
 
@@ -205,3 +131,108 @@ def _underflow_scale(acts: Tensor, mean_distance: Tensor, per_filter: bool) -> T
         return None
     exponent = torch.frexp(largest).exponent.clamp(min=round(math.log2(limits.tiny)))  # (R,)
     return torch.where(affected, torch.exp2(-exponent.to(largest)), 1)
+
+
+class MovingWidth:
+    """The exponential moving average of a width over mini-batches, as HRel keeps one per layer while it trains.
+
+        sigma_t = decay sigma_(t-1) + (1 - decay) sigma*_t,   sigma_0 = sigma*_0,
+
+    where sigma*_t is the width found on mini-batch t, say by `kernel_width`: of the layer, (), or per filter, (F,). One
+    object serves one layer. Widths are in units of the activations; gradients are not followed.
+
+    Args:
+        decay: weight of the past, 0 <= decay < 1; HRel's is 0.9.
+
+    Raises:
+        TypeError, ValueError: naming the argument, its rule and the value.
+
+    Source: HRel, doi 10.1016/j.neunet.2021.12.017, after Wickstrom et al., arXiv 1909.11396.
+
+    Example:
+        >>> moving = hrel_ext.MovingWidth()
+        >>> [round(moving.update(torch.tensor(width)).item(), 4) for width in (2.0, 3.0, 3.0)]
+        [2.0, 2.1, 2.19]
+        >>> acts, labels = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([0, 0, 1])
+        >>> sigma = moving.update(hrel_ext.kernel_width(acts, labels))
+        >>> hrel_ext.relevance(acts, labels, sigma=sigma).shape
+        torch.Size([1])
+    """
+
+    def __init__(self, decay: float = 0.9) -> None:
+        self._decay = _checked_decay(decay)
+        self._value: Tensor | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """The average so far, () or (F,), in the dtype and on the device of the first width.
+
+        Raises:
+            RuntimeError: before the first `update`.
+        """
+        if self._value is None:
+            raise RuntimeError("a MovingWidth has no value before its first update")
+        return self._value
+
+    def update(self, width: Tensor) -> Tensor:
+        """Take in the width of one more mini-batch; the host waits for it, so that no wrong one stays in the average.
+
+        Args:
+            width: sigma*_t, () or (F,), floating point, > 0 and finite; in shape, dtype and device like the first.
+
+        Returns:
+            The new average, a tensor that later updates leave as it is.
+
+        Raises:
+            TypeError, ValueError: naming the argument, its rule and the value; the average is left as it was.
+        """
+        width = _checked_width(width)
+        if self._value is None:
+            self._value = width.clone()
+            return self.value
+        past = self._value
+        if (width.shape, width.dtype, width.device) != (past.shape, past.dtype, past.device):
+            raise ValueError(
+                f"width must be like the first one, {tuple(past.shape)} of {past.dtype} on {past.device}, "
+                f"got {tuple(width.shape)} of {width.dtype} on {width.device}"
+            )
+        self._value = torch.lerp(width, past, self._decay)  # equal widths stay equal to the last bit
+        return self._value
+
+    def state_dict(self) -> dict[str, float | Tensor | None]:
+        """``decay`` and ``value``, which is None before the first update; for `load_state_dict` and ``torch.save``."""
+        return {"decay": self._decay, "value": self._value}
+
+    def load_state_dict(self, state: Mapping[str, float | Tensor | None]) -> None:
+        """Go on from a `state_dict`, its decay included.
+
+        Raises:
+            TypeError, ValueError: naming the entry, its rule and the value; the object is left as it was.
+        """
+        if set(state) != {"decay", "value"}:
+            raise ValueError(f"the state of a MovingWidth must hold decay and value, got {', '.join(sorted(state))}")
+        value = state["value"]
+        decay, value = _checked_decay(state["decay"]), None if value is None else _checked_width(value).clone()
+        self._decay, self._value = decay, value
+
+
+def _checked_decay(decay: object) -> float:
+    if not isinstance(decay, Real) or isinstance(decay, bool):
+        raise TypeError(f"decay must be a real number, got {type(decay).__name__}")
+    if not 0 <= float(decay) < 1:
+        raise ValueError(f"decay must be >= 0 and < 1, got {decay}")
+    return float(decay)
+
+
+def _checked_width(width: object) -> Tensor:
+    if not isinstance(width, Tensor):
+        raise TypeError(f"width must be a torch.Tensor, got {type(width).__name__}")
+    if not width.dtype.is_floating_point:
+        raise TypeError(f"width must be floating point, got {width.dtype}")
+    if width.dim() > 1:
+        raise ValueError(f"width must have shape () or (F,), got {tuple(width.shape)}")
+    width = width.detach()
+    wrong = width[~((width > 0) & width.isfinite())]
+    if len(wrong):
+        raise ValueError(f"width must be > 0 and finite, got {wrong[0].item()}")
+    return width

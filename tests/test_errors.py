@@ -46,11 +46,58 @@ ACTS_AND_LABELS = (
     (ACTS, LABELS[:, None], ValueError, "labels must have shape (N,) = (8,) to match acts of shape (8, 3), got (8, 1)"),
     (ACTS, LABELS - 1, ValueError, "labels must be class ids >= 0, got -1"),
     (ACTS, LABELS.to("meta"), ValueError, "labels must be on the device of acts, cpu, got meta"),
+    (ACTS, None, TypeError, "labels or label_gram must be given, and not both, got neither"),
+)
+
+EYE = torch.eye(8)
+
+
+def with_element(i, j, value):
+    kernel = EYE.clone()
+    kernel[i, j] = value
+    return kernel
+
+
+LABEL_GRAMS = (
+    ([[1.0]], TypeError, "label_gram must be a torch.Tensor, got list"),
+    (EYE.long(), TypeError, "label_gram must be float32 or float64, got torch.int64"),
+    (EYE.half(), TypeError, "label_gram must be float32 or float64, got torch.float16"),
+    (
+        EYE[:7],
+        ValueError,
+        "label_gram must have shape (N, N) = (8, 8) to match acts of shape (N, F, ...), got (7, 8)",
+    ),
+    (EYE.to("meta"), ValueError, "label_gram must be on the device of acts, cpu, got meta"),
+    (with_element(3, 3, 0), ValueError, "label_gram must have a diagonal > 0 and finite, got 0.0 for sample 3"),
+    (with_element(3, 3, math.nan), ValueError, "label_gram must have a diagonal > 0 and finite, got nan for sample 3"),
+    (with_element(3, 3, math.inf), ValueError, "label_gram must have a diagonal > 0 and finite, got inf for sample 3"),
+    (with_element(2, 5, math.nan), ValueError, "label_gram must be finite, also with unit diagonal, got nan at (2, 5)"),
+    (
+        with_element(2, 5, -math.inf),
+        ValueError,
+        "label_gram must be finite, also with unit diagonal, got -inf at (2, 5)",
+    ),
+    (with_element(2, 5, 0.5), ValueError, "label_gram must be symmetric, got 0.5 at (2, 5) and 0.0 at (5, 2)"),
+    (
+        with_element(2, 5, 1e-4),
+        ValueError,
+        "label_gram must be symmetric, got 9.999999747378752e-05 at (2, 5) and 0.0 at (5, 2)",
+    ),
+    (
+        with_element(2, 5, 2.0) + with_element(5, 2, 2.0) - EYE,
+        ValueError,
+        "label_gram must be positive semidefinite, got -0.125 as the smallest eigenvalue of L / N",
+    ),
+    (
+        9 * (2 * EYE - 1),  # 1 on the diagonal and -1 elsewhere, times 9
+        ValueError,
+        "label_gram must be positive semidefinite, got -0.75 as the smallest eigenvalue of L / N",
+    ),
 )
 
 NUMBER = "sigma must be > 0 and finite, got "
 PER_FILTER = "sigma must be > 0 and finite for every filter, got "
-KIND = 'sigma must be a positive number, a tensor of shape (F,), None, "layer" or "filter", got '
+KIND = 'sigma must be a positive number, a tensor of shape (F,) or (), None, "layer" or "filter", got '
 
 SIGMAS = (
     (-1.0, ValueError, NUMBER + "-1.0"),
@@ -59,8 +106,9 @@ SIGMAS = (
     (math.inf, ValueError, NUMBER + "inf"),
     ([1.0, 1.0, 1.0], TypeError, KIND + "list"),
     ("foo", ValueError, KIND + "'foo'"),
-    (torch.ones(2), ValueError, "sigma must have shape (F,) = (3,), got (2,)"),
-    (torch.tensor(1.0), ValueError, "sigma must have shape (F,) = (3,), got ()"),
+    (torch.ones(2), ValueError, "sigma must have shape (F,) = (3,) or (), got (2,)"),
+    (torch.ones(3, 1), ValueError, "sigma must have shape (F,) = (3,) or (), got (3, 1)"),
+    (torch.tensor(0.0), ValueError, PER_FILTER + "0.0 for filter 0"),
     (torch.ones(3, dtype=torch.int64), TypeError, "sigma must be floating point, got torch.int64"),
     (torch.tensor([1.0, 0.0, -1.0]), ValueError, PER_FILTER + "0.0 for filter 1"),
     (torch.tensor([1.0, 1.0, math.nan]), ValueError, PER_FILTER + "nan for filter 2"),
@@ -103,11 +151,34 @@ def test_acts_and_labels(function, acts, labels, error, message):
         function(acts, labels)
 
 
+@pytest.mark.parametrize("function", (hrel_ext.relevance, hrel_ext.relevance_terms, hrel_ext.kernel_width))
+@pytest.mark.parametrize(("label_gram", "error", "message"), LABEL_GRAMS)
+def test_label_gram(function, label_gram, error, message):
+    with raises(error, message):
+        function(ACTS, label_gram=label_gram)
+
+
+@pytest.mark.parametrize("function", (hrel_ext.relevance, hrel_ext.relevance_terms, hrel_ext.kernel_width))
+def test_label_gram_stands_alone(function):
+    with raises(TypeError, "labels or label_gram must be given, and not both, got both"):
+        function(ACTS, LABELS, label_gram=EYE)
+    with raises(ValueError, "label_sigma is the width of a kernel of labels, got 0.5 with a label_gram"):
+        function(ACTS, label_gram=EYE, label_sigma=0.5)
+
+
+def test_label_gram_that_rounding_made_indefinite_is_taken():
+    kernel = torch.ones(8, 8, dtype=torch.float64) - 2e-6 * (EYE - 1)  # 7 of the 8 eigenvalues are -2e-6
+    assert hrel_ext.relevance(ACTS, label_gram=kernel.float(), sigma=1.0).abs().max() < 1e-4
+    with pytest.raises(ValueError, match=r"positive semidefinite, got -2\.5e-07"):
+        hrel_ext.relevance(ACTS, label_gram=kernel, sigma=1.0)
+
+
+@pytest.mark.parametrize("differentiable", (False, True))
 @pytest.mark.parametrize("function", (hrel_ext.relevance, hrel_ext.relevance_terms))
 @pytest.mark.parametrize(("sigma", "error", "message"), SIGMAS)
-def test_sigma(function, sigma, error, message):
+def test_sigma(function, sigma, error, message, differentiable):
     with raises(error, message):
-        function(ACTS, LABELS, sigma=sigma)
+        function(ACTS, LABELS, sigma=sigma, differentiable=differentiable)
 
 
 @pytest.mark.parametrize("function", (hrel_ext.relevance, hrel_ext.relevance_terms))
@@ -134,6 +205,8 @@ def test_first_filter_that_is_not_finite_is_named(bad, dtype, alpha):
     for sigma in (1.0, "filter"):
         with raises(ValueError, "acts must be finite, filter 3 holds NaN or Inf"):
             hrel_ext.relevance(acts, LABELS, sigma=sigma, alpha=alpha)
+        with raises(ValueError, "acts must be finite, filter 3 holds NaN or Inf"):
+            hrel_ext.relevance(acts, LABELS, sigma=sigma, alpha=alpha, differentiable=True)
     with raises(ValueError, "acts must be finite, filter 3 holds NaN or Inf"):
         hrel_ext.kernel_width(acts, LABELS, per_filter=True)
 
@@ -181,3 +254,55 @@ def test_errors_leave_the_next_call_alone():
         with pytest.raises(ValueError, match="acts must be finite"):
             hrel_ext.relevance(acts * math.nan, LABELS, sigma=1.0)
         assert torch.equal(hrel_ext.relevance(acts, LABELS, sigma=1.0), expected)
+
+
+DECAYS = (
+    ("0.9", TypeError, "decay must be a real number, got str"),
+    (True, TypeError, "decay must be a real number, got bool"),
+    (1, ValueError, "decay must be >= 0 and < 1, got 1"),
+    (-0.1, ValueError, "decay must be >= 0 and < 1, got -0.1"),
+    (math.nan, ValueError, "decay must be >= 0 and < 1, got nan"),
+)
+MOVED = (
+    (2.0, TypeError, "width must be a torch.Tensor, got float"),
+    (torch.ones(3, dtype=torch.int64), TypeError, "width must be floating point, got torch.int64"),
+    (torch.ones(3, 1), ValueError, "width must have shape () or (F,), got (3, 1)"),
+    (torch.tensor([1.0, 0.0, 1.0]), ValueError, "width must be > 0 and finite, got 0.0"),
+    (torch.tensor([1.0, 1.0, math.nan]), ValueError, "width must be > 0 and finite, got nan"),
+)
+UNLIKE = (
+    (torch.ones(2), "(2,) of torch.float32 on cpu"),
+    (torch.tensor(1.0), "() of torch.float32 on cpu"),
+    (torch.ones(3).double(), "(3,) of torch.float64 on cpu"),
+)
+
+
+@pytest.mark.parametrize(("decay", "error", "message"), DECAYS)
+def test_decay_of_the_moving_width(decay, error, message):
+    with raises(error, message):
+        hrel_ext.MovingWidth(decay)
+
+
+def test_moving_width_keeps_its_value_after_an_error():
+    moving = hrel_ext.MovingWidth()
+    with raises(RuntimeError, "a MovingWidth has no value before its first update"):
+        _ = moving.value
+    moving.update(torch.ones(3))
+    wrong = (
+        *MOVED,
+        *(
+            (w, ValueError, f"width must be like the first one, (3,) of torch.float32 on cpu, got {m}")
+            for w, m in UNLIKE
+        ),
+    )
+    for width, error, message in wrong:
+        with raises(error, message):
+            moving.update(width)
+    for state, error, message in (
+        ({"decay": 0.5}, ValueError, "the state of a MovingWidth must hold decay and value, got decay"),
+        ({"decay": 2, "value": None}, ValueError, "decay must be >= 0 and < 1, got 2"),
+        *(({"decay": 0.5, "value": width}, error, message) for width, error, message in MOVED),
+    ):
+        with raises(error, message):
+            moving.load_state_dict(state)
+    assert torch.equal(moving.value, torch.ones(3)) and moving.state_dict()["decay"] == 0.9

@@ -137,31 +137,55 @@ def test_widths_of_tiny_activations_scale_with_them(rng, exponent, per_filter):
     torch.testing.assert_close(width, expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("shape", ((), (3,)))
-def test_moving_width_is_the_exponential_average_of_the_widths(rng, shape):
-    widths = [1 + torch.rand(shape, generator=rng) for _ in range(5)]
-    average = hrel_ext.MovingWidth(decay=0.8)
-    assert average.value is None
-    expected = widths[0]
-    for t, width in enumerate(widths):
-        expected = width if t == 0 else 0.8 * expected + 0.2 * width
-        torch.testing.assert_close(average.update(width), expected)
-        assert average.value.shape == shape
-    saved = average.state_dict()
-    other = hrel_ext.MovingWidth()
-    other.load_state_dict(saved)
-    assert torch.equal(other.update(widths[0]), average.update(widths[0]))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("shape", ((), (7,)), ids=str)
+def test_moving_width_is_the_weighted_sum_of_all_widths(rng, shape, dtype):
+    widths = torch.rand(6, *shape, generator=rng, dtype=dtype) + 1
+    moving = hrel_ext.MovingWidth(decay=0.75)
+    averages = [moving.update(width) for width in widths]
+    for t, average in enumerate(averages):
+        weights = 0.25 * 0.75 ** torch.arange(t, -1, -1, dtype=dtype)  # of widths 0 .. t
+        weights[0] *= 4  # the first one stands for all before it
+        torch.testing.assert_close(average, torch.tensordot(weights, widths[: t + 1], 1))
+        assert average.shape == shape and average.dtype == dtype
+    assert torch.equal(moving.value, averages[-1]) and torch.equal(averages[0], widths[0])
 
 
-def test_moving_width_keeps_its_value_after_a_wrong_one():
-    average = hrel_ext.MovingWidth()
-    average.update(torch.tensor([1.0, 2.0]))
-    with pytest.raises(ValueError, match=r"width must have the shape of the first one, \(2,\), got \(\)"):
-        average.update(torch.tensor(1.0))
-    with pytest.raises(ValueError, match="width must be > 0 and finite, got nan"):
-        average.update(torch.tensor([1.0, torch.nan]))
-    with pytest.raises(TypeError, match="width must be a floating-point tensor, got float"):
-        average.update(1.0)
-    assert average.value.tolist() == [1.0, 2.0]
-    with pytest.raises(ValueError, match="decay must be >= 0 and < 1, got 1"):
-        hrel_ext.MovingWidth(decay=1)
+def test_moving_width_by_hand_with_the_decay_of_hrel():
+    moving = hrel_ext.MovingWidth()
+    assert [round(moving.update(torch.tensor(w)).item(), 6) for w in (1.0, 2.0, 4.0)] == [1.0, 1.1, 1.39]
+    same = hrel_ext.MovingWidth()
+    assert all(same.update(torch.tensor(0.1)).item() == torch.tensor(0.1).item() for _ in range(20))
+    last = hrel_ext.MovingWidth(decay=0)
+    assert [last.update(torch.tensor(w)).item() for w in (1.0, 2.0)] == [1.0, 2.0]
+
+
+def test_moving_width_keeps_its_own_copy_and_follows_no_gradient():
+    width, moving = torch.ones(3, requires_grad=True), hrel_ext.MovingWidth()
+    first = moving.update(width)
+    with torch.no_grad():
+        width.fill_(5)
+    assert torch.equal(moving.value, torch.ones(3)) and not moving.value.requires_grad
+    moving.update(width)
+    assert torch.equal(first, torch.ones(3))
+
+
+def test_moving_width_goes_on_from_its_state(tmp_path):
+    moving, copy = hrel_ext.MovingWidth(decay=0.5), hrel_ext.MovingWidth()
+    copy.load_state_dict(moving.state_dict())
+    with pytest.raises(RuntimeError):
+        _ = copy.value
+    moving.update(torch.tensor([1.0, 2.0]))
+    torch.save(moving.state_dict(), tmp_path / "width.pt")
+    copy.load_state_dict(torch.load(tmp_path / "width.pt", weights_only=True))
+    for width in (torch.tensor([3.0, 3.0]), torch.tensor([5.0, 1.0])):
+        assert torch.equal(copy.update(width), moving.update(width))
+
+
+@pytest.mark.parametrize("per_filter", (False, True))
+def test_moving_width_is_a_sigma(rng, per_filter):
+    acts, labels = torch.randn(33, 4, 6, generator=rng), torch.arange(33) % 5
+    width = hrel_ext.kernel_width(acts, labels, per_filter=per_filter)
+    sigma = hrel_ext.MovingWidth().update(width)
+    expected = hrel_ext.relevance(acts, labels, sigma="filter" if per_filter else "layer")
+    assert torch.equal(hrel_ext.relevance(acts, labels, sigma=sigma), expected)
