@@ -97,7 +97,7 @@ def terms_of_batch(batch: Batch, sigma: float | Tensor | str | None, alpha: floa
         TypeError, ValueError: as ``relevance``, for sigma, alpha, and the values of the tensors.
     """
     alpha = positive("alpha", alpha)
-    classes, widths_used = batch.classes, _filter_widths(sigma, batch)  # (F,)
+    classes, widths_used = batch.classes, filter_widths(sigma, batch)  # (F,)
     entropy, joint_entropy = _ops.relevance(
         batch.acts, classes.order, classes.class_offsets, widths_used, alpha, batch.label_gram
     )  # (F,), (F,)
@@ -109,7 +109,7 @@ def terms_of_batch(batch: Batch, sigma: float | Tensor | str | None, alpha: floa
     return RelevanceTerms(difference + labels_only, entropy, joint_entropy, labels_only)
 
 
-def _filter_widths(sigma: float | Tensor | str | None, batch: Batch) -> Tensor:
+def filter_widths(sigma: float | Tensor | str | None, batch: Batch) -> Tensor:
     """One width per filter, (F,), whatever form it is given in."""
     if sigma is not None and not isinstance(sigma, str):
         return widths(sigma, batch.acts)
