@@ -7,7 +7,7 @@ The kernel of a set S is the product of the kernels of its filters, so that squa
 # SPDX-License-Identifier: MIT
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import index
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrel_ext import _ops
-from hrel_ext._batch import check_finite, check_widths, positive, prepare, read, result_dtype
+from hrel_ext._batch import check_finite, check_widths, positive, prepare, read
 from hrel_ext.label_entropy import label_entropy
 from hrel_ext.relevance import filter_widths
 
@@ -94,13 +94,16 @@ def joint_relevance(
         >>> # Two filters, each of which tells one bit of the two that make a class.
         >>> labels = torch.arange(8) % 4
         >>> acts = torch.stack([labels // 2, labels % 2], dim=1).float()  # (8, 2)
-        >>> [round(hrel_ext.joint_relevance(acts, labels, subset, sigma=0.1).item(), 3) for subset in ([0], [1], [0, 1], [])]
-        [1.0, 1.0, 2.0, 0.0]
+        >>> sets = ([], [0], [1], [0, 1])
+        >>> [round(hrel_ext.joint_relevance(acts, labels, subset, sigma=0.1).item(), 3) for subset in sets]
+        [0.0, 1.0, 1.0, 2.0]
     """
     chosen = _filters("subset", subset, acts)
     task = _task(acts, labels, chosen, sigma=sigma, alpha=alpha, label_sigma=label_sigma)
+    if len(chosen) == 0:
+        return task.exponents.new_zeros(())
     together = _sum_of(task, range(len(chosen)))
-    return task.relevances(together.value[None])[0].to(result_dtype(acts))
+    return task.relevances(together.value[None])[0].to(task.exponents.dtype)
 
 
 def conditional_relevance(
@@ -116,8 +119,8 @@ def conditional_relevance(
 
         I(T_f; Y | T_S) = I(T_{S + f}; Y) - I(T_S; Y) = S(A_{S+f}) + S(A_S, B) - S(A_{S+f}, B) - S(A_S)
 
-    A copy of a filter of S adds little where the width is so narrow that the kernel of S tells the samples apart; with
-    a wide one it still adds, as a narrower width would. It can be negative.
+    A copy of a filter of S does what a width narrower by sqrt(2) would: it adds little where the filter's kernel is
+    near 0 or 1 for every pair of samples, and more with a wide one. The result can be negative.
 
     Args:
         acts: (N, F, *spatial), floating point, any strides; never modified.
@@ -145,7 +148,7 @@ def conditional_relevance(
     task = _task(acts, labels, None, sigma=sigma, alpha=alpha, label_sigma=label_sigma)
     others = np.setdiff1d(np.arange(acts.shape[1]), held)
     together = _sum_of(task, held)
-    result = acts.new_zeros(acts.shape[1], dtype=result_dtype(acts))  # (F,)
+    result = task.exponents.new_zeros(len(task.exponents))  # (F,)
     added = task.relevances_with(together, others) - task.relevances(together.value[None])  # (F - |S|,), float64
     result[torch.from_numpy(others).to(acts.device)] = added.to(result)
     return result
@@ -163,8 +166,9 @@ def select_filters(
     """Choose ``keep`` filters that tell much about the labels together, one at a time.
 
     "forward" starts with no filter and takes the one that makes I(T_S; Y) largest, "backward" starts with all and
-    removes the one without which I(T_S; Y) stays largest; over several mini-batches it is the mean. Unlike the filters
-    of the highest relevance, those chosen repeat each other little.
+    removes the one without which I(T_S; Y) stays largest; over several mini-batches it is the mean. A filter whose
+    kernel repeats that of the set gains nothing. Mind the width, though: while it is wide for the set, the copy of a
+    strong filter gains more than a weak filter that tells something new, as it narrows the kernel (docs/math.md).
 
     Joint relevances closer than the rounding of the estimate, 4e-5 bits in float32 and 2e-10 in float64, are equal:
     then the filter of the higher relevance of its own is kept, and of two equal ones that of the lower index. With a
@@ -296,7 +300,7 @@ def _task(
     check_widths(given)
     filters = np.arange(len(given)) if chosen is None else chosen
     some = torch.from_numpy(filters).to(sigma.device)
-    exponents = _exponents(batch.acts[batch.classes.order], some, sigma[some])
+    exponents = _exponents(batch.acts, batch.classes.order, some, sigma[some])
     marks = np.zeros(len(given))  # (F,), NaN where a filter that is used holds a value not finite
     marks[filters] = exponents.diagonal(dim1=1, dim2=2).sum(1).cpu().numpy()
     check_finite(marks)
@@ -310,8 +314,8 @@ def _task(
     )
 
 
-def _exponents(acts: Tensor, filters: Tensor, sigma: Tensor) -> Tensor:
-    """-|x_i - x_j|^2 / sigma^2 of the kernels (n, N, N) of ``filters`` (n,) of acts (N, F, D), with widths (n,)."""
+def _exponents(acts: Tensor, order: Tensor, filters: Tensor, sigma: Tensor) -> Tensor:
+    """-|x_i - x_j|^2 / sigma^2 of the kernels (n, N, N) of ``filters`` (n,) with widths (n,), samples in ``order``."""
     limits = torch.finfo(sigma.dtype)
     # Maps are scaled by a power of two that brings sigma near 1: no square overflows or vanishes that matters.
     lowest = round(math.log2(limits.tiny))
@@ -321,7 +325,7 @@ def _exponents(acts: Tensor, filters: Tensor, sigma: Tensor) -> Tensor:
     step = max(1, _ops.MAX_CHUNK_BYTES // (num_samples * max(num_samples, num_features) * sigma.element_size()))
     for first in range(0, len(filters), step):
         part = slice(first, first + step)
-        maps = acts[:, filters[part]].to(sigma.dtype).transpose(0, 1) * scale[part, None, None]  # (n, N, D)
+        maps = acts[:, filters[part]][order].to(sigma.dtype).transpose(0, 1) * scale[part, None, None]  # (n, N, D)
         # Differences, not products: maps that share an offset or hold an outlier keep their digits.
         distances = torch.cdist(maps, maps, compute_mode="donot_use_mm_for_euclid_dist")  # (n, N, N)
         distances /= (sigma[part] * scale[part])[:, None, None]
@@ -343,13 +347,16 @@ def _filters(name: str, filters: Iterable[int] | Tensor, acts: Tensor) -> NDArra
     if not isinstance(acts, Tensor) or acts.dim() < 2:
         return np.zeros(0, dtype=np.int64)  # `prepare` says what is wrong with acts
     try:
-        given = [index(f) for f in (filters.tolist() if isinstance(filters, Tensor) else filters)]
+        given = list(filters.tolist() if isinstance(filters, Tensor) else filters)
+        if any(isinstance(f, bool) for f in given):
+            raise TypeError("a mask")  # whose values would pass as the filters 0 and 1
+        given = [index(f) for f in given]
     except TypeError as error:
         raise TypeError(f"{name} must hold the indices of filters, integers, got {filters!r}") from error
     for f in given:
         if not 0 <= f < acts.shape[1]:
             raise ValueError(f"{name} must hold indices of filters, 0 to F - 1 = {acts.shape[1] - 1}, got {f}")
-    for f in given:
+    for f in given if len(set(given)) < len(given) else ():
         if given.count(f) > 1:
             raise ValueError(f"{name} must hold each filter once, got {f} {given.count(f)} times")
     return np.array(sorted(given), dtype=np.int64)
@@ -357,7 +364,7 @@ def _filters(name: str, filters: Iterable[int] | Tensor, acts: Tensor) -> NDArra
 
 def _tasks(batches, *, sigma: float | Tensor | str | None, alpha: float, label_sigma: float) -> list[_Task]:
     """The mini-batches, checked; a single one may come without a list around it."""
-    if isinstance(batches, (tuple, list)) and batches and isinstance(batches[0], Tensor):
+    if isinstance(batches, (tuple, list)) and any(isinstance(part, Tensor) for part in batches):
         batches = [batches]
     tasks: list[_Task] = []
     for acts, labels in batches:
