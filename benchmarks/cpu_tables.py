@@ -145,6 +145,7 @@ def section(results: Json, link: str, plots: str) -> list[str]:
         "",
         *_model_table(results),
         "",
+        *_selection(results),
         "### Scale",
         "Time of `hrel_ext.relevance` against one size at a time; the exponent is the slope of log time over log size "
         "in the upper half of the curve.",
@@ -251,6 +252,35 @@ def _model_table(results: Json) -> list[str]:
     ]
     head = ["model", "mini-batch", "layers", "forward alone, ms", "ours, ms", "reference, ms", "ratio", "error, bits"]
     return table(head, body)
+
+
+def _selection(results: Json) -> list[str]:
+    found = rows(results, "selection")
+    if not found:  # a run from before there was one
+        return []
+    body = [
+        [
+            row["layer"],
+            shape_of(row),
+            str(row["batches"]),
+            str(row["kept"]),
+            f"{row['candidates']:,}",
+            digits(row["ours"]["median_ms"] / 1e3),
+            f"~{digits(row['reference']['median_ms'] / 1e3)}",
+            times(ratio(row, "reference")),
+            f"{row['error_bits']:.0e}",
+        ]
+        for row in found
+    ]
+    head = ["layer", "N x F x map", "mini-batches", "kept", "candidates", "ours, s", "reference, s", "ratio"]
+    return [
+        "### Choosing a set of filters",
+        "`hrel_ext.select_filters`, forward, timed once, width search and distances included; the reference is "
+        "`hrel_ext.reference` on a few candidates, scaled up to all of them.",
+        "",
+        *table([*head, "error, bits"], body),
+        "",
+    ]
 
 
 def _curve_table(results: Json) -> list[str]:

@@ -22,6 +22,7 @@ ENTROPY_ERROR_BITS = 2e-5  # in every row
 MEMORY_PER_THREAD = 8 * MIB
 MEMORY_GROWTH = 1 * MIB  # between the fewest and the most filters: the precision of the measurement
 OVER_CONTIGUOUS = 1.3
+SELECTION_S = 300  # 128 of 512 filters, N = 128, four mini-batches
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def network_ms(layers: list[Json], network: str, name: str) -> float:
 
 def evaluate(results: Json) -> list[Target]:
     """Every target that the run can decide, in the order of the tables."""
-    return [*_relevance(_with_floors(results)), *_width(rows(results, "width")), *_scale(results)]
+    return [*_relevance(_with_floors(results)), *_width(rows(results, "width")), *_scale(results), *_selection(results)]
 
 
 def _with_floors(results: Json) -> list[Json]:
@@ -117,3 +118,9 @@ def _scale(results: Json) -> Iterator[Target]:
     worst = min(layouts, key=lambda row: ratio(row, "contiguous"))
     reached = 1 / ratio(worst, "contiguous")
     yield Target("channels_last over contiguous, every layer", reached, OVER_CONTIGUOUS, "x", False, worst["layer"])
+
+
+def _selection(results: Json) -> Iterator[Target]:
+    for row in rows(results, "selection"):
+        name = f"greedy selection, {row['kept']} of {row['shape'][1]} filters, {row['batches']} mini-batches"
+        yield Target(name, row["ours"]["median_ms"] / 1e3, SELECTION_S, " s", False)

@@ -1,58 +1,84 @@
-"""Sets of filters: what they say together about the labels, and which set to keep.
+"""Sets of filters: what a set tells about the labels together, and which filters to keep by it.
 
-The kernel of a set is the product of its filters' kernels, so their squared distances, in units of the widths, add:
+The kernel of a set S is the product of the kernels of its filters, so that squared distances add:
 
-    K_S = exp(-sum_{f in S} d_f^2 / sigma_f^2),   I(T_S; B) = S(A_S) + S(B) - S(A_S o B / tr),   A_S = K_S / N.
+    K_S,ij = exp(-sum_f |x_f,i - x_f,j|^2 / sigma_f^2),   I(T_S; Y) = S(A_S) + S(B) - S(A_S o B / tr(A_S o B)), bits.
 """
 # SPDX-License-Identifier: MIT
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import index
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hrel_ext import _ops
-from hrel_ext._batch import (
-    LABEL_SIGMA,
-    RESOLUTION_BITS,
-    Batch,
-    check_finite,
-    check_widths,
-    positive,
-    prepare,
-    read,
-    widths,
-)
-from hrel_ext.width import aligned_width
+from hrel_ext._batch import check_finite, check_widths, positive, prepare, read
+from hrel_ext.label_entropy import label_entropy
+from hrel_ext.relevance import filter_widths
 
-_MATRIX_BYTES = 32 << 20  # of the kernels (f, N, N) of the candidates that are tried at a time
+METHODS = ("forward", "backward")
+LARGEST_EXPONENT = 1024.0  # exp(-1024) is 0 in float64: a sum of exponents cut here gives the same kernel, never inf
+
+# Rounding of a joint relevance, twice that of an entropy: sets whose relevances are closer than that are equal.
+RESOLUTION_BITS = {torch.float32: 4e-5, torch.float64: 2e-10}
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The filters that `select_filters` keeps, and how it came to them.
+
+    Args:
+        kept: (keep,) int64, the filters kept, ascending, on the CPU.
+        order: the filters in the order in which they were taken, (keep,), or removed, (F - keep,); int64, on the CPU.
+        objective: (len(order),) float64, bits: the joint relevance of the set after each of these steps, the mean over
+            the mini-batches.
+
+    Source: as ``select_filters``.
+
+    Example:
+        >>> acts, labels = torch.eye(4), torch.arange(4)
+        >>> selection = hrel_ext.select_filters((acts, labels), keep=2, sigma=1.0)
+        >>> selection.kept.tolist(), selection.order.tolist(), round(selection.objective[-1].item(), 2)
+        ([0, 1], [0, 1], 1.36)
+    """
+
+    kept: Tensor  # (keep,)
+    order: Tensor  # (steps,)
+    objective: Tensor  # (steps,)
 
 
 def joint_relevance(
     acts: Tensor,
     labels: Tensor,
-    subset: Sequence[int],
+    subset: Iterable[int] | Tensor,
     *,
-    sigma: float | Tensor | None = None,
+    sigma: float | Tensor | str | None = None,
     alpha: float = 1.01,
-    label_sigma: float = LABEL_SIGMA,
+    label_sigma: float = 0.1,
 ) -> Tensor:
-    """What a set of filters says about the labels together, in bits.
+    """What a set S of filters tells about the labels together, in bits.
 
-        I(T_S; B) = S(A_S) + S(B) - S(A_S o B / tr(A_S o B)),   A_S = exp(-sum_{f in S} d_f^2 / sigma_f^2) / N
+        I(T_S; Y) = S(A_S) + S(B) - S(A_S o B / tr(A_S o B)),   A_S = K_S / N,
+        K_S,ij = exp(-sum_{f in S} |x_f,i - x_f,j|^2 / sigma_f^2).
 
-    With more filters K_S comes closer to the identity, and the estimate to S(B), whatever the filters say: compare sets
-    of equal size.
+    For one filter it is ``relevance``. For all filters and one width it is the relevance of the layer's output taken
+    as one map. It tends to S(B) where so many distances add up that K_S is nearly the identity: compare sets of one
+    size only, and see ``select_filters`` on the width.
 
     Args:
-        acts: (N, F, *spatial), as for `hrel_ext.relevance`; never modified.
+        acts: (N, F, *spatial), floating point, any strides; never modified.
         labels: (N,), integer class ids >= 0 on the same device.
-        subset: indices of the filters, each once; none of them says 0 bits.
-        sigma: kernel width > 0, one number or (F,); None takes the width of the layer that aligns best with the labels,
-            the natural scale, as the distances of all filters add to those of the layer.
-        alpha: order of the entropy, > 0.
-        label_sigma: width of the kernel of the labels.
+        subset: the filters of S, each once, in any order; the empty set has relevance 0.
+        sigma: width of each filter's kernel, as in ``relevance``: a number, a tensor (F,), None or "layer" for the
+            aligned width of the whole layer, "filter" for that of each filter.
+        alpha: order of the entropy, > 0; 1 is the Shannon limit.
+        label_sigma: width of the label kernel.
 
     Returns:
         (), bits, on the device of ``acts``; float64 for float64 input, else float32. Not differentiable.
@@ -61,226 +87,339 @@ def joint_relevance(
         TypeError, ValueError: naming the argument, its rule and the value; also where a value of ``acts`` is not
         finite.
 
-    Source: the product kernel of Yu, Sanchez Giraldo, Jenssen, Principe, doi 10.1109/TPAMI.2019.2932976.
+    Source: S. Yu, L. G. Sanchez Giraldo, R. Jenssen, J. C. Principe, IEEE TPAMI 42 (2020),
+    doi 10.1109/TPAMI.2019.2932976: the entropy of several variables.
 
     Example:
+        >>> # Two filters, each of which tells one bit of the two that make a class.
         >>> labels = torch.arange(8) % 4
-        >>> acts = 10.0 * torch.stack((labels % 2, labels // 2, labels % 2), 1)  # halves of the class; the last a copy
-        >>> [round(hrel_ext.joint_relevance(acts, labels, s, sigma=1.0).item(), 4) for s in ([0], [0, 1], [0, 2])]
-        [1.0, 2.0, 1.0]
+        >>> acts = torch.stack([labels // 2, labels % 2], dim=1).float()  # (8, 2)
+        >>> sets = ([], [0], [1], [0, 1])
+        >>> [round(hrel_ext.joint_relevance(acts, labels, subset, sigma=0.1).item(), 3) for subset in sets]
+        [0.0, 1.0, 1.0, 2.0]
     """
-    layer = _Layer(prepare(acts, labels, label_sigma), sigma, positive("alpha", alpha))
-    chosen = _indices("subset", subset, layer.num_filters)
-    if not chosen:
-        return layer.distances.new_zeros(())
-    return layer.relevance(layer.distances[chosen].sum(0)[None])[0]
+    chosen = _filters("subset", subset, acts)
+    task = _task(acts, labels, chosen, sigma=sigma, alpha=alpha, label_sigma=label_sigma)
+    if len(chosen) == 0:
+        return task.exponents.new_zeros(())
+    together = _sum_of(task, range(len(chosen)))
+    return task.relevances(together.value[None])[0].to(task.exponents.dtype)
 
 
 def conditional_relevance(
     acts: Tensor,
     labels: Tensor,
-    given: Sequence[int],
+    given: Iterable[int] | Tensor,
     *,
-    sigma: float | Tensor | None = None,
+    sigma: float | Tensor | str | None = None,
     alpha: float = 1.01,
-    label_sigma: float = LABEL_SIGMA,
+    label_sigma: float = 0.1,
 ) -> Tensor:
-    """What each filter adds to a set of filters, in bits.
+    """What each filter tells about the labels that a set S of filters does not tell already, in bits.
 
-        I(T_f; B | T_S) = I(T_{S + f}; B) - I(T_S; B) = S(A_{S+f}) + S(A_S, B) - S(A_S) - S(A_{S+f}, B)
+        I(T_f; Y | T_S) = I(T_{S + f}; Y) - I(T_S; Y) = S(A_{S+f}) + S(A_S, B) - S(A_{S+f}, B) - S(A_S)
 
-    A copy of a filter of the set adds little, however relevant it is alone: not quite nothing, since the copy narrows
-    the kernel of the set.
+    A copy of a filter of S does what a width narrower by sqrt(2) would: it adds little where the filter's kernel is
+    near 0 or 1 for every pair of samples, and more with a wide one. The result can be negative.
 
     Args:
-        acts, labels, sigma, alpha, label_sigma: as for `joint_relevance`.
-        given: indices of the filters of S, each once; with none of them this is `hrel_ext.relevance`.
+        acts: (N, F, *spatial), floating point, any strides; never modified.
+        labels: (N,), integer class ids >= 0 on the same device.
+        given: the filters of S, each once, in any order; with the empty set the result is ``relevance``.
+        sigma, alpha, label_sigma: as for ``joint_relevance``.
 
     Returns:
-        (F,), bits; 0 for the filters of S themselves.
+        (F,), bits, on the device of ``acts``, 0 for the filters of S; float64 for float64 input, else float32. Not
+        differentiable.
 
     Raises:
-        TypeError, ValueError: as `joint_relevance`.
+        TypeError, ValueError: as ``joint_relevance``.
 
-    Source: the chain rule; the product kernel as for `joint_relevance`.
+    Source: as ``joint_relevance``.
 
     Example:
+        >>> # Given the first filter, its copy tells nothing, the third one bit.
         >>> labels = torch.arange(8) % 4
-        >>> acts = 10.0 * torch.stack((labels % 2, labels // 2, labels % 2), 1)
-        >>> [abs(round(bits, 4)) for bits in hrel_ext.conditional_relevance(acts, labels, [0], sigma=1.0).tolist()]
-        [0.0, 1.0, 0.0]
+        >>> acts = torch.stack([labels // 2, labels // 2, labels % 2], dim=1).float()  # (8, 3)
+        >>> [round(bits, 3) + 0.0 for bits in hrel_ext.conditional_relevance(acts, labels, [0], sigma=0.1).tolist()]
+        [0.0, 0.0, 1.0]
     """
-    layer = _Layer(prepare(acts, labels, label_sigma), sigma, positive("alpha", alpha))
-    chosen = _indices("given", given, layer.num_filters)
-    base = layer.distances[chosen].sum(0)  # (N, N)
-    known = layer.relevance(base[None])[0] if chosen else layer.distances.new_zeros(())
-    added = layer.relevance_with_each(base, range(layer.num_filters)) - known  # (F,)
-    added[chosen] = 0
-    return added
-
-
-@dataclass(frozen=True)
-class Selection:
-    """A set of filters found step by step.
-
-    Attributes:
-        kept: indices of the filters that stay, ascending.
-        order: the filters in the order in which they were taken (forward) or removed (backward).
-        relevance_bits: the relevance of the kept set after each step, mean over the mini-batches, in bits.
-
-    Source: of the greedy rule, see `select_filters`.
-
-    Example:
-        >>> hrel_ext.Selection(kept=(0, 2), order=(2, 0), relevance_bits=(1.0, 1.5)).kept  # of select_filters
-        (0, 2)
-    """
-
-    kept: tuple[int, ...]
-    order: tuple[int, ...]
-    relevance_bits: tuple[float, ...]
+    held = _filters("given", given, acts)
+    task = _task(acts, labels, None, sigma=sigma, alpha=alpha, label_sigma=label_sigma)
+    others = np.setdiff1d(np.arange(acts.shape[1]), held)
+    together = _sum_of(task, held)
+    result = task.exponents.new_zeros(len(task.exponents))  # (F,)
+    added = task.relevances_with(together, others) - task.relevances(together.value[None])  # (F - |S|,), float64
+    result[torch.from_numpy(others).to(acts.device)] = added.to(result)
+    return result
 
 
 def select_filters(
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]],
     *,
     keep: int,
     method: str = "forward",
-    sigma: float | Tensor | None = None,
+    sigma: float | Tensor | str | None = None,
     alpha: float = 1.01,
-    label_sigma: float = LABEL_SIGMA,
+    label_sigma: float = 0.1,
 ) -> Selection:
-    """Choose filters greedily by what they say together about the labels, so that no two copies are kept for one.
+    """Choose ``keep`` filters that tell much about the labels together, one at a time.
 
-        forward:   from no filter, take the f with the largest mean over the mini-batches of I(T_{S + f}; B)
-        backward:  from all filters, remove the f with the largest mean of I(T_{S - f}; B)
+    "forward" starts with no filter and takes the one that makes I(T_S; Y) largest, "backward" starts with all and
+    removes the one without which I(T_S; Y) stays largest; over several mini-batches it is the mean. A filter whose
+    kernel repeats that of the set gains nothing. Mind the width, though: while it is wide for the set, the copy of a
+    strong filter gains more than a weak filter that tells something new, as it narrows the kernel (docs/math.md).
 
-    until ``keep`` are left. Of values that differ by no more than their rounding, 2e-5 bits (1e-10 in float64), the
-    lower index is taken (forward) or removed (backward). In large sets all values come close to S(B) and to each other,
-    so that in the end the index decides: the first filters of a forward selection are told apart best.
+    Joint relevances closer than the rounding of the estimate, 4e-5 bits in float32 and 2e-10 in float64, are equal:
+    then the filter of the higher relevance of its own is kept, and of two equal ones that of the lower index. With a
+    narrow width K_S soon is nearly the identity, I(T_S; Y) nearly S(B) whatever S, and this rule decides. With the
+    width of the layer the distances of all filters add up to what the width was aligned for. The forward search costs
+    about keep F - keep^2 / 2 entropies of N x N matrices a mini-batch, the backward one (F^2 - keep^2) / 2; 4 F N^2
+    bytes are held for each mini-batch in float32.
 
     Args:
-        batches: pairs of acts (N, F, *spatial) and labels (N,), as for `joint_relevance`; the same F in all of them.
+        batches: (acts, labels), or an iterable of such pairs: acts (N, F, *spatial) and labels (N,) as for
+            ``relevance``, with the same N and F in all of them.
         keep: number of filters to keep, 1 to F.
         method: "forward" or "backward".
-        sigma: as for `joint_relevance`; None is one width per mini-batch.
-        alpha: order of the entropy, > 0.
-        label_sigma: width of the kernel of the labels.
+        sigma: as for ``joint_relevance``; an aligned width is that of each mini-batch.
+        alpha: order of the entropy, > 0; 1 is the Shannon limit.
+        label_sigma: width of the label kernel.
 
     Returns:
-        The filters that are kept, the steps and their relevance in bits. Equal on the CPU for any number of threads.
-        For each mini-batch the squared distances of all filters are held, F N^2 numbers of 4 bytes (8 for float64).
+        `Selection`: ``kept``, ``order`` and ``objective``.
 
     Raises:
-        TypeError, ValueError: naming the argument, its rule and the value; also where a value is not finite.
+        TypeError, ValueError: naming the argument, its rule and the value; also where a value of ``acts`` is not
+        finite.
 
-    Source: greedy selection by mutual information after Battiti, IEEE Trans. Neural Networks 5 (1994), doi
-    10.1109/72.298224, with the product kernel of `joint_relevance`.
+    Source: as ``joint_relevance``; G. Brown, A. Pocock, M.-J. Zhao, M. Lujan, JMLR 13 (2012), for the two searches.
 
     Example:
-        >>> labels = torch.arange(16) % 4
-        >>> acts = 10.0 * torch.stack((labels % 2, labels % 2, labels // 2), 1)  # the second is a copy of the first
-        >>> found = hrel_ext.select_filters([(acts, labels)], keep=2, sigma=1.0)
-        >>> found.order, [round(bits, 4) for bits in found.relevance_bits]
-        ((0, 2), [1.0, 2.0])
+        >>> # Filters 0 and 1 are copies, filter 2 tells the other bit.
+        >>> labels = torch.arange(8) % 4
+        >>> acts = torch.stack([labels // 2, labels // 2, labels % 2], dim=1).float()  # (8, 3)
+        >>> hrel_ext.select_filters((acts, labels), keep=2, sigma=0.1).kept.tolist()
+        [0, 2]
     """
-    if method not in ("forward", "backward"):
+    if method not in METHODS:
         raise ValueError(f'method must be "forward" or "backward", got {method!r}')
+    tasks = _tasks(batches, sigma=sigma, alpha=alpha, label_sigma=label_sigma)
+    num_filters = len(tasks[0].exponents)
     if not isinstance(keep, int) or isinstance(keep, bool):
         raise TypeError(f"keep must be an int, got {type(keep).__name__}")
-    alpha = positive("alpha", alpha)
-    layers = [_Layer(prepare(acts, labels, label_sigma), sigma, alpha) for acts, labels in batches]
-    counts = {layer.num_filters for layer in layers}
-    if len(counts) != 1:
-        got = f"batches with {sorted(counts)} filters" if counts else "no mini-batch"
-        raise ValueError(f"batches must hold at least one mini-batch, all with the same number of filters, got {got}")
-    (num_filters,) = counts
     if not 1 <= keep <= num_filters:
-        raise ValueError(f"keep must be between 1 and the {num_filters} filters, got {keep}")
-    forward = method == "forward"
-    sign = 1 if forward else -1
-    # Sums over up to F filters, from which single ones are taken again: float64, lest they cancel.
-    bases = [
-        torch.zeros_like(layer.distances[0], dtype=torch.float64)
-        if forward
-        else layer.distances.sum(0, dtype=torch.float64)
-        for layer in layers
-    ]  # (N, N) each
-    rest, order, bits = list(range(num_filters)), [], []
-    for _ in range(keep if forward else num_filters - keep):
-        each = zip(layers, bases, strict=True)
-        values = torch.stack([layer.relevance_with_each(base, rest, sign) for layer, base in each])  # (batches, rest)
-        mean = values.double().mean(0)  # (rest,)
-        place = int((mean >= mean.max() - RESOLUTION_BITS[values.dtype]).int().argmax())  # the first one
-        best = rest.pop(place)
-        order.append(best)
-        bits.append(mean[place].item())
-        for layer, base in zip(layers, bases, strict=True):
-            base.add_(layer.distances[best], alpha=sign)
-    return Selection(tuple(sorted(order) if forward else rest), tuple(order), tuple(bits))
+        raise ValueError(f"keep must be between 1 and the number of filters, F = {num_filters}, got {keep}")
+    kept, order, objective = (_forward if method == "forward" else _backward)(tasks, keep)
+    return Selection(
+        torch.tensor(sorted(kept)),
+        torch.tensor(order, dtype=torch.int64),
+        torch.tensor(objective, dtype=torch.float64),
+    )
 
 
-class _Layer:
-    """One mini-batch: squared distances of every filter in units of its width, (F, N, N), and the labels."""
+class _Sum(NamedTuple):
+    """A sum of exponents (N, N) in two floats, so that whatever is added can be taken away again without a trace."""
 
-    def __init__(self, batch: Batch, sigma: float | Tensor | None, alpha: float) -> None:
-        if sigma is None:
-            chosen = aligned_width(batch, per_filter=False).repeat(batch.acts.shape[1])  # (F,)
-        else:
-            chosen = widths(sigma, batch.acts)  # (F,)
-        (given,) = read(batch, chosen)
-        check_widths(given)
-        self.num_filters = batch.acts.shape[1]
-        self._alpha = alpha
-        self.distances = _squared_distances(batch, chosen)  # (F, N, N)
-        (finite,) = read(batch, self.distances.diagonal(dim1=1, dim2=2).sum(1))
-        check_finite(finite)
-        labels = batch.classes.labels  # (N,)
-        same = labels[:, None] == labels[None, :]
-        self._label_gram = batch.label_gram if batch.label_gram is not None else same.to(chosen)  # (N, N)
-        self._label_entropy = _ops.matrix_entropy(self._label_gram[None], alpha)[0]  # ()
+    value: Tensor  # (N, N)
+    rest: Tensor  # (N, N), what rounding left out of ``value``
 
-    def relevance(self, distances: Tensor) -> Tensor:
-        """I(T; B) of kernels exp(-distances), (f, N, N) to (f,), bits."""
-        kernels = torch.exp(-distances)  # (f, N, N)
-        own = _ops.matrix_entropy(kernels, self._alpha)  # (f,)
-        return own + self._label_entropy - _ops.matrix_entropy(kernels.mul_(self._label_gram), self._alpha)
+    def plus(self, term: Tensor) -> "_Sum":
+        """The sum and one more term (N, N), which may be negative, to twice the digits of the dtype."""
+        rough = self.value + term
+        part = rough - self.value
+        rest = self.rest + ((self.value - (rough - part)) + (term - part))
+        value = rough + rest
+        return _Sum(value, rest - (value - rough))
 
-    def relevance_with_each(self, base: Tensor, candidates: Sequence[int], sign: int = 1) -> Tensor:
-        """I(T; B) of the set with squared distances ``base`` (N, N), with or without each candidate, (candidates,)."""
-        candidates = list(candidates)
-        step = max(1, _MATRIX_BYTES // (8 * base.numel()))
-        parts = [base.new_empty(0).to(self._label_gram)]
-        for first in range(0, len(candidates), step):
-            some = self.distances[candidates[first : first + step]]  # (f, N, N)
-            # Only a difference cancels, so that alone takes float64.
-            distances = some.add_(base.to(some)) if sign > 0 else (base - some).clamp_(min=0).to(some)
-            parts.append(self.relevance(distances))
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """One mini-batch, its samples sorted by class: the exponents of all kernels and what the joint entropies take."""
+
+    exponents: Tensor  # (F, N, N), -|x_i - x_j|^2 / sigma^2, not below -LARGEST_EXPONENT
+    class_sizes: list[int]  # (C,), none of them 0
+    label_gram: Tensor | None  # (N, N), or None where it is 1 within a class and 0 across
+    label_entropy: float  # S(B), bits
+    alpha: float
+
+    def relevances_with(self, together: _Sum, filters: NDArray, *, without: bool = False) -> Tensor:
+        """I(T_S+f; Y) of each filter f of ``filters``, or I(T_S-f; Y), from the sum of S: (n,), float64, bits."""
+        num_samples = len(together.value)
+        step = max(1, _ops.MAX_CHUNK_BYTES // (num_samples**2 * self.exponents.element_size()))
+        parts = [self.exponents.new_empty(0, dtype=torch.float64)]
+        for some in torch.from_numpy(filters).to(self.exponents.device).split(step):
+            exponents = self.exponents[some]  # (n, N, N), a copy
+            if without:
+                exponents.neg_()
+            parts.append(self.relevances(exponents.add_(together.value).add_(together.rest)))
         return torch.cat(parts)
 
+    def relevances(self, exponents: Tensor) -> Tensor:
+        """I(T_S; Y) of each set whose exponents (n, N, N) are given: (n,), float64, bits."""
+        gram = exponents.exp()  # (n, N, N)
+        entropy = _ops.matrix_entropy(gram, self.alpha).double()  # (n,)
+        return entropy + self.label_entropy - self._joint_entropies(gram)
 
-def _squared_distances(batch: Batch, sigma: Tensor) -> Tensor:
-    """|x_i - x_j|^2 / sigma_f^2 of every filter, (F, N, N); the diagonal is 0, or NaN for a value not finite."""
-    num_samples, num_filters, _ = batch.acts.shape
-    distances = sigma.new_empty(num_filters, num_samples, num_samples)
-    for f in range(num_filters):
-        points = batch.acts[:, f].to(sigma) / sigma[f]  # (N, D)
-        # By differences: |x|^2 + |y|^2 - 2 x y would cancel.
-        d = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")  # (N, N)
-        distances[f] = d.square_()
-    return distances
+    def _joint_entropies(self, gram: Tensor) -> Tensor:
+        """S(A o B) of kernels (n, N, N), in bits, (n,), float64.
+
+        Where B is 1 / N within a class and 0 across, A o B falls into blocks. With A_c that of class c, of trace 1, and
+        e_c = S(A_c) - log2 p_c it is log2(sum_c p_c 2^(-beta e_c)) / -beta, in the forms of docs/math.md.
+        """
+        if self.label_gram is not None:
+            return _ops.matrix_entropy(gram * self.label_gram, self.alpha).double()
+        first, entropies = 0, []
+        for size in self.class_sizes:
+            block = gram[:, first : first + size, first : first + size]  # (n, n_c, n_c)
+            entropies.append(_ops.matrix_entropy(block, self.alpha).double())
+            first += size
+        shares = torch.tensor(self.class_sizes, dtype=torch.float64, device=gram.device)[:, None] / first  # (C, 1)
+        nats = torch.stack(entropies) * math.log(2) - shares.log()  # (C, n)
+        beta = self.alpha - 1
+        if beta == 0:
+            return (shares * nats).sum(0) / math.log(2)
+        if abs(beta) <= 0.3:  # near 1 the quotient below would cancel, far from it this one does
+            return (shares * torch.expm1(-beta * nats)).sum(0).log1p() / (-beta * math.log(2))
+        return (shares.log() - beta * nats).logsumexp(0) / (-beta * math.log(2))
 
 
-def _indices(name: str, indices: Sequence[int], num_filters: int) -> list[int]:
-    """Indices of filters, each checked; TypeError and ValueError name the argument."""
-    chosen = indices.tolist() if isinstance(indices, Tensor) else list(indices)
-    for index in chosen:
-        if not isinstance(index, int) or isinstance(index, bool):
-            raise TypeError(f"{name} must hold integers, got {type(index).__name__}")
-        if not 0 <= index < num_filters:
+def _task(
+    acts: Tensor,
+    labels: Tensor,
+    chosen: NDArray | None,
+    *,
+    sigma: float | Tensor | str | None,
+    alpha: float,
+    label_sigma: float,
+) -> _Task:
+    """Check a mini-batch and make the exponents of its filters, or of those ``chosen``, as they stand there."""
+    alpha, batch = positive("alpha", alpha), prepare(acts, labels, label_sigma)
+    sigma = filter_widths(sigma, batch)  # (F,)
+    class_offsets, given = read(batch, batch.classes.class_offsets, sigma)
+    check_widths(given)
+    filters = np.arange(len(given)) if chosen is None else chosen
+    some = torch.from_numpy(filters).to(sigma.device)
+    exponents = _exponents(batch.acts, batch.classes.order, some, sigma[some])
+    marks = np.zeros(len(given))  # (F,), NaN where a filter that is used holds a value not finite
+    marks[filters] = exponents.diagonal(dim1=1, dim2=2).sum(1).cpu().numpy()
+    check_finite(marks)
+    class_sizes = np.diff(class_offsets)
+    return _Task(
+        exponents,
+        [size for size in class_sizes.tolist() if size],
+        None if batch.label_gram is None else batch.label_gram[batch.classes.order][:, batch.classes.order],
+        label_entropy(class_sizes, batch.across, alpha),
+        alpha,
+    )
+
+
+def _exponents(acts: Tensor, order: Tensor, filters: Tensor, sigma: Tensor) -> Tensor:
+    """-|x_i - x_j|^2 / sigma^2 of the kernels (n, N, N) of ``filters`` (n,) with widths (n,), samples in ``order``."""
+    limits = torch.finfo(sigma.dtype)
+    # Maps are scaled by a power of two that brings sigma near 1: no square overflows or vanishes that matters.
+    lowest = round(math.log2(limits.tiny))
+    scale = torch.exp2(-torch.frexp(sigma).exponent.clamp(lowest, -lowest).to(sigma))  # (n,)
+    num_samples, _, num_features = acts.shape
+    exponents = sigma.new_empty(len(filters), num_samples, num_samples)
+    step = max(1, _ops.MAX_CHUNK_BYTES // (num_samples * max(num_samples, num_features) * sigma.element_size()))
+    for first in range(0, len(filters), step):
+        part = slice(first, first + step)
+        maps = acts[:, filters[part]][order].to(sigma.dtype).transpose(0, 1) * scale[part, None, None]  # (n, N, D)
+        # Differences, not products: maps that share an offset or hold an outlier keep their digits.
+        distances = torch.cdist(maps, maps, compute_mode="donot_use_mm_for_euclid_dist")  # (n, N, N)
+        distances /= (sigma[part] * scale[part])[:, None, None]
+        exponents[part] = distances.square_().clamp_(max=LARGEST_EXPONENT).neg_()
+    return exponents
+
+
+def _sum_of(task: _Task, filters: Iterable[int]) -> _Sum:
+    """The exponents of the set's kernel: those of its filters, added."""
+    nothing = task.exponents.new_zeros(task.exponents.shape[1:])  # (N, N)
+    together = _Sum(nothing, nothing)
+    for f in filters:
+        together = together.plus(task.exponents[f])
+    return together
+
+
+def _filters(name: str, filters: Iterable[int] | Tensor, acts: Tensor) -> NDArray:
+    """The indices of a set of filters, (n,) int64, ascending."""
+    if not isinstance(acts, Tensor) or acts.dim() < 2:
+        return np.zeros(0, dtype=np.int64)  # `prepare` says what is wrong with acts
+    try:
+        given = list(filters.tolist() if isinstance(filters, Tensor) else filters)
+        if any(isinstance(f, bool) for f in given):
+            raise TypeError("a mask")  # whose values would pass as the filters 0 and 1
+        given = [index(f) for f in given]
+    except TypeError as error:
+        raise TypeError(f"{name} must hold the indices of filters, integers, got {filters!r}") from error
+    for f in given:
+        if not 0 <= f < acts.shape[1]:
+            raise ValueError(f"{name} must hold indices of filters, 0 to F - 1 = {acts.shape[1] - 1}, got {f}")
+    for f in given if len(set(given)) < len(given) else ():
+        if given.count(f) > 1:
+            raise ValueError(f"{name} must hold each filter once, got {f} {given.count(f)} times")
+    return np.array(sorted(given), dtype=np.int64)
+
+
+def _tasks(batches, *, sigma: float | Tensor | str | None, alpha: float, label_sigma: float) -> list[_Task]:
+    """The mini-batches, checked; a single one may come without a list around it."""
+    if isinstance(batches, (tuple, list)) and any(isinstance(part, Tensor) for part in batches):
+        batches = [batches]
+    tasks: list[_Task] = []
+    for acts, labels in batches:
+        task = _task(acts, labels, None, sigma=sigma, alpha=alpha, label_sigma=label_sigma)
+        expected, got = (tasks[0] if tasks else task).exponents.shape, task.exponents.shape
+        if got != expected:
             raise ValueError(
-                f"{name} must hold indices of the {num_filters} filters, 0 to {num_filters - 1}, got {index}"
+                f"batches must all have N = {expected[1]} samples and F = {expected[0]} filters like the first, "
+                f"got N = {got[1]} and F = {got[0]} in batch {len(tasks)}"
             )
-    if len(set(chosen)) != len(chosen):
-        repeated = next(index for index in chosen if chosen.count(index) > 1)
-        raise ValueError(f"{name} must hold each filter once, got {repeated} {chosen.count(repeated)} times")
-    return chosen
+        tasks.append(task)
+    if not tasks:
+        raise ValueError("batches must hold at least one mini-batch, got none")
+    return tasks
+
+
+def _mean(tasks: list[_Task], sums: list[_Sum], filters: NDArray, *, without: bool = False) -> NDArray:
+    """The objective of each candidate, (n,), float64: the mean over the mini-batches of I(T_S; Y) of its set."""
+    parts = [task.relevances_with(t, filters, without=without) for task, t in zip(tasks, sums, strict=True)]  # (n,)
+    return torch.stack([part.cpu() for part in parts]).mean(0).numpy()
+
+
+def _ties(tasks: list[_Task], objective: NDArray) -> NDArray:
+    """Positions of the candidates that are as good as the best one."""
+    return np.flatnonzero(objective >= objective.max() - RESOLUTION_BITS[tasks[0].exponents.dtype])
+
+
+def _forward(tasks: list[_Task], keep: int) -> tuple[list[int], list[int], list[float]]:
+    """The filters kept, the same in the order taken, and the objective after each step."""
+    sums = [_sum_of(task, ()) for task in tasks]
+    left = np.arange(len(tasks[0].exponents))
+    alone: NDArray | None = None  # (F,), the relevance of each filter alone, which the first step finds
+    taken, reached = [], []
+    for _ in range(keep):
+        objective = _mean(tasks, sums, left)
+        alone = objective if alone is None else alone
+        best = max(_ties(tasks, objective), key=lambda position: (alone[left[position]], -left[position]))
+        taken.append(int(left[best]))
+        reached.append(float(objective[best]))
+        sums = [t.plus(task.exponents[taken[-1]]) for task, t in zip(tasks, sums, strict=True)]
+        left = np.delete(left, best)
+    return taken, taken, reached
+
+
+def _backward(tasks: list[_Task], keep: int) -> tuple[list[int], list[int], list[float]]:
+    """The filters kept, those removed in their order, and the objective after each step."""
+    left = np.arange(len(tasks[0].exponents))
+    alone = _mean(tasks, [_sum_of(task, ()) for task in tasks], left)  # (F,)
+    sums = [_sum_of(task, left) for task in tasks]
+    removed, reached = [], []
+    while len(left) > keep:
+        objective = _mean(tasks, sums, left, without=True)
+        worst = min(_ties(tasks, objective), key=lambda position: (alone[left[position]], -left[position]))
+        removed.append(int(left[worst]))
+        reached.append(float(objective[worst]))
+        sums = [t.plus(-task.exponents[removed[-1]]) for task, t in zip(tasks, sums, strict=True)]
+        left = np.delete(left, worst)
+    return left.tolist(), removed, reached

@@ -529,7 +529,11 @@ def test_the_null_is_drawn_within_each_batch_by_one_generator(model, batches):
         ({"permutations": 2.0}, TypeError, "permutations must be an int, got float"),
         ({"seed": -1}, ValueError, "seed must be >= 0, got -1"),
         ({"alpha": 0}, ValueError, "alpha must be > 0 and finite, got 0"),
-        ({"sigma": "narrow"}, ValueError, "layer '0': sigma must be a positive number, a tensor of shape (F,) or (), None,"),
+        (
+            {"sigma": "narrow"},
+            ValueError,
+            "layer '0': sigma must be a positive number, a tensor of shape (F,) or (), None,",
+        ),
     ),
 )
 def test_wrong_arguments_are_named(model, batches, arguments, error, message):
