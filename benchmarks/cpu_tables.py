@@ -145,6 +145,7 @@ def section(results: Json, link: str, plots: str) -> list[str]:
         "",
         *_model_table(results),
         "",
+        *_null(results),
         *_selection(results),
         "### Scale",
         "Time of `hrel_ext.relevance` against one size at a time; the exponent is the slope of log time over log size "
@@ -252,6 +253,32 @@ def _model_table(results: Json) -> list[str]:
     ]
     head = ["model", "mini-batch", "layers", "forward alone, ms", "ours, ms", "reference, ms", "ratio", "error, bits"]
     return table(head, body)
+
+
+def _null(results: Json) -> list[str]:
+    found = rows(results, "null")
+    if not found:  # a run from before there was one
+        return []
+    body = [
+        [
+            row["layer"],
+            shape_of(row),
+            ms(row, "ours"),
+            ms(row, "many"),
+            digits(row["permutation_ms"]),
+            f"{100 * row['permutation_ms'] / row['ours']['median_ms']:.1f} %",
+            f"{row['error_bits']:.0e}",
+        ]
+        for row in found
+    ]
+    head = ["layer", "N x F x map", "relevance, ms", f"null of {found[0]['permutations'][1]}, ms", "a permutation, ms"]
+    return [
+        "### The null",
+        "`hrel_ext.permutation_null`, which includes the relevance, and what one more permutation of the labels costs.",
+        "",
+        *table([*head, "over the relevance", "error, bits"], body),
+        "",
+    ]
 
 
 def _selection(results: Json) -> list[str]:

@@ -22,6 +22,7 @@ ENTROPY_ERROR_BITS = 2e-5  # in every row
 MEMORY_PER_THREAD = 8 * MIB
 MEMORY_GROWTH = 1 * MIB  # between the fewest and the most filters: the precision of the measurement
 OVER_CONTIGUOUS = 1.3
+PERMUTATION = 0.1  # of the relevance, N = 128
 SELECTION_S = 300  # 128 of 512 filters, N = 128, four mini-batches
 
 
@@ -62,7 +63,13 @@ def network_ms(layers: list[Json], network: str, name: str) -> float:
 
 def evaluate(results: Json) -> list[Target]:
     """Every target that the run can decide, in the order of the tables."""
-    return [*_relevance(_with_floors(results)), *_width(rows(results, "width")), *_scale(results), *_selection(results)]
+    return [
+        *_relevance(_with_floors(results)),
+        *_width(rows(results, "width")),
+        *_scale(results),
+        *_null(results),
+        *_selection(results),
+    ]
 
 
 def _with_floors(results: Json) -> list[Json]:
@@ -118,6 +125,15 @@ def _scale(results: Json) -> Iterator[Target]:
     worst = min(layouts, key=lambda row: ratio(row, "contiguous"))
     reached = 1 / ratio(worst, "contiguous")
     yield Target("channels_last over contiguous, every layer", reached, OVER_CONTIGUOUS, "x", False, worst["layer"])
+
+
+def _null(results: Json) -> Iterator[Target]:
+    layers = [row for row in rows(results, "null") if row["shape"][0] == 128]
+    if layers:
+        worst = max(layers, key=lambda row: row["permutation_ms"] / row["ours"]["median_ms"])
+        reached = worst["permutation_ms"] / worst["ours"]["median_ms"]
+        name = "a permutation of the null over the relevance, N = 128, every layer"
+        yield Target(name, reached, PERMUTATION, "x", False, worst["layer"])
 
 
 def _selection(results: Json) -> Iterator[Target]:
