@@ -103,7 +103,7 @@ def joint_relevance(
     if len(chosen) == 0:
         return task.exponents.new_zeros(())
     together = _sum_of(task, range(len(chosen)))
-    return task.relevances(together.value[None])[0].to(task.exponents.dtype)
+    return task.relevances(together.value.exp()[None])[0].to(task.exponents.dtype)
 
 
 def conditional_relevance(
@@ -149,7 +149,7 @@ def conditional_relevance(
     others = np.setdiff1d(np.arange(acts.shape[1]), held)
     together = _sum_of(task, held)
     result = task.exponents.new_zeros(len(task.exponents))  # (F,)
-    added = task.relevances_with(together, others) - task.relevances(together.value[None])  # (F - |S|,), float64
+    added = task.relevances_with(together, others) - task.relevances(together.value.exp()[None])  # (F - |S|,), float64
     result[torch.from_numpy(others).to(acts.device)] = added.to(result)
     return result
 
@@ -167,8 +167,9 @@ def select_filters(
 
     "forward" starts with no filter and takes the one that makes I(T_S; Y) largest, "backward" starts with all and
     removes the one without which I(T_S; Y) stays largest; over several mini-batches it is the mean. A filter whose
-    kernel repeats that of the set gains nothing. Mind the width, though: while it is wide for the set, the copy of a
-    strong filter gains more than a weak filter that tells something new, as it narrows the kernel (docs/math.md).
+    kernel is 0 or 1 and repeats that of the set gains nothing. Where kernels lie in between, as those of real maps do,
+    the copy of a strong filter narrows the kernel of the set, and can gain more than a weak filter that tells
+    something new (docs/math.md): remove exact copies beforehand.
 
     Joint relevances closer than the rounding of the estimate, 4e-5 bits in float32 and 2e-10 in float64, are equal:
     then the filter of the higher relevance of its own is kept, and of two equal ones that of the lower index. With a
@@ -249,15 +250,14 @@ class _Task:
         step = max(1, _ops.MAX_CHUNK_BYTES // (num_samples**2 * self.exponents.element_size()))
         parts = [self.exponents.new_empty(0, dtype=torch.float64)]
         for some in torch.from_numpy(filters).to(self.exponents.device).split(step):
-            exponents = self.exponents[some]  # (n, N, N), a copy
+            gram = self.exponents[some]  # (n, N, N), a copy, the kernels in the end
             if without:
-                exponents.neg_()
-            parts.append(self.relevances(exponents.add_(together.value).add_(together.rest)))
+                gram.neg_()
+            parts.append(self.relevances(gram.add_(together.value).add_(together.rest).exp_()))
         return torch.cat(parts)
 
-    def relevances(self, exponents: Tensor) -> Tensor:
-        """I(T_S; Y) of each set whose exponents (n, N, N) are given: (n,), float64, bits."""
-        gram = exponents.exp()  # (n, N, N)
+    def relevances(self, gram: Tensor) -> Tensor:
+        """I(T_S; Y) of each set whose kernel, of (n, N, N), is given: (n,), float64, bits."""
         entropy = _ops.matrix_entropy(gram, self.alpha).double()  # (n,)
         return entropy + self.label_entropy - self._joint_entropies(gram)
 
