@@ -1,4 +1,4 @@
-"""hrel_ext.permutation_null: what one more permutation costs beside the relevance of the same layer, the width given."""
+"""hrel_ext.permutation_null: what one more permutation costs beside the relevance of the layer, the width given."""
 # SPDX-License-Identifier: MIT
 
 import pytest

@@ -460,7 +460,7 @@ def test_maps_that_are_scored_as_they_are_need_no_memory(batches, monkeypatch, k
             10240,
             torch.ones(2),
             ValueError,
-            "layer 'out': sigma must have shape (F,) = (7,), got (2,)",
+            "layer 'out': sigma must have shape (F,) = (7,) or (), got (2,)",
         ),
         (
             10240,

@@ -142,6 +142,8 @@ def test_targets_hold_at_their_limit_and_not_beyond():
         for name in {"ours", "per_filter"} & set(row["extra_info"]):
             row["extra_info"][name]["median_ms"] *= 1.1
         row["extra_info"]["entropy_error_bits"] = 3e-5
+        if "permutation_ms" in row["extra_info"]:
+            row["extra_info"]["permutation_ms"] *= 1.3
         if "extra_bytes" in row["extra_info"]:
             row["extra_info"]["extra_bytes"] += targets.MIB * row["extra_info"]["filters"]
     assert {t.verdict for t in targets.evaluate(worse)} == {"does not hold"}
