@@ -184,6 +184,11 @@ def two_groups(rng: Generator, num_samples: int, num_filters: int, num_features:
     return maps[(torch.arange(num_samples) % 3 == 0).long()]
 
 
+def two_levels(rng: Generator, *shape: int) -> Tensor:
+    """Two far-apart maps, drawn for each sample: a Gram matrix of rank two with eigenvalues that rounding makes < 0."""
+    return 1e3 * (torch.rand(*shape[:2], 1, generator=rng, dtype=torch.float64) < 0.5).double().expand(*shape)
+
+
 def offset(rng: Generator, *shape: int) -> Tensor:
     """Values that share the offset 10, which a product of the raw values squares."""
     return 10 + random(rng, *shape)
@@ -193,7 +198,7 @@ DATA: dict[str, Callable[..., Tensor]] = {
     maker.__name__: maker
     for group in (
         (random, rectified, sparse, near_duplicates, dead, constant, some_dead),
-        (outlier, far_outlier, line, two_groups, offset),
+        (outlier, far_outlier, line, two_groups, two_levels, offset),
     )
     for maker in group
 }

@@ -397,3 +397,23 @@ def test_a_call_dispatches_few_ops(rng, arguments, most):
         hrel_ext.relevance(acts, labels, **arguments)
     assert dispatches.names.count("hrel_ext::relevance") == 1  # the count sees what is called
     assert len(dispatches.names) <= most, dispatches.names
+
+
+@pytest.mark.parametrize("alpha", (1, 1.01, 1.2))
+@pytest.mark.parametrize("num_samples", (64, 100, 129))
+def test_eigenvalues_that_rounding_takes_below_0_do_not_meet_a_pole(rng, num_samples, alpha):
+    # Each of 500 filters splits the samples anew: rank two, and one in five has an eigenvalue close to the first pole.
+    acts = 1e3 * torch.randint(2, (num_samples, 500), generator=rng).float()
+    labels = torch.arange(num_samples) % 10
+    terms = hrel_ext.relevance_terms(acts, labels, sigma=1.0, alpha=alpha)
+    exact = hrel_ext.relevance_terms(acts.double(), labels, sigma=1.0, alpha=alpha)
+    for name in ("entropy", "joint_entropy"):
+        error = (getattr(terms, name).double() - getattr(exact, name)).abs().max().item()
+        assert error <= testing.tolerance_bits(torch.float32, num_samples, alpha)
+
+
+@pytest.mark.parametrize("num_samples", (64, 100, 129))
+def test_matrices_of_signs_have_no_entropy(rng, num_samples):
+    signs = 2.0 * torch.randint(2, (300, num_samples), generator=rng) - 1
+    bits = torch.ops.hrel_ext.matrix_entropy(signs[:, :, None] * signs[:, None, :], 1.01)
+    assert bits.abs().max() <= testing.tolerance_bits(torch.float32, num_samples, 1.01)

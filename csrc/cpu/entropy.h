@@ -54,7 +54,7 @@ HREL_HD Pack sum_of_squares(Pack const* triangle, Index n, Pack shift) {
   return total;
 }
 
-// Entropies in bits of the lanes of s.tri. A lane of `doubtful` is set where the rational trace met a pivot <= 0.
+// Entropies in bits of the lanes of s.tri. A lane of `doubtful` is set where the rational trace means nothing.
 template <class Pack>
 HREL_HD void entropies_of_tridiagonal(EntropyOrder const& order, EntropyScratch<Pack> const& s, int lanes, double* bits,
                                       bool* doubtful) {
@@ -64,7 +64,7 @@ HREL_HD void entropies_of_tridiagonal(EntropyOrder const& order, EntropyScratch<
     Pack const trace = rational_trace(s.tri, order.rational, lowest);
     for (int lane = 0; lane < lanes; ++lane) {
       bits[lane] = entropy_bits_of_trace(trace[lane], beta);
-      doubtful[lane] |= lowest[lane] <= 0;
+      doubtful[lane] |= !is_semidefinite(lowest[lane], order.rational);
     }
   } else if (order.spectrum == Spectrum::kCube) {
     Pack sums[kPowers];

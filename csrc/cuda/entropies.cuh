@@ -1,6 +1,6 @@
 // S(A_f) and S(A_f, B) of every filter, or S of given matrices, one team a matrix and all in one launch:
 //   distances -> A = exp(-d2 / sigma^2) / N, centred -> tridiagonal forms of A and of its class blocks -> entropies.
-// Where a pivot was not positive the entropy is NaN; cuda/exact.cuh computes it again.
+// Where rounding took an eigenvalue too far below 0 the entropy is NaN; cuda/exact.cuh computes it again.
 // SPDX-License-Identifier: MIT
 #pragma once
 #include "cuda/distances.cuh"

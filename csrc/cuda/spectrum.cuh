@@ -33,14 +33,15 @@ __device__ __forceinline__ void trace_term(TridiagonalView<float> const& tri, Ra
   terms.lowest[index] = lowest;
 }
 
-// The entropy of the terms; NaN where a pivot was not positive, so that the traces mean nothing.
-__device__ __forceinline__ float entropy_bits_of_terms(TraceTerms const& terms, double beta) {
+// The entropy of the terms; NaN where the traces mean nothing.
+__device__ __forceinline__ float entropy_bits_of_terms(TraceTerms const& terms, EntropyOrder const& order) {
   float trace = 0, lowest = 1e30f;
   for (int k = 0; k < kTraceTerms; ++k) {
     trace += terms.term[k];
     lowest = terms.lowest[k] < lowest ? terms.lowest[k] : lowest;
   }
-  return lowest > 0 ? static_cast<float>(entropy_bits_of_trace(trace, beta)) : bits_to_float(kNaN);
+  if (!is_semidefinite(lowest, order.rational)) return bits_to_float(kNaN);
+  return static_cast<float>(entropy_bits_of_trace(trace, order.alpha - 1));
 }
 
 // alpha = 2 or 3, whose traces are power sums.
@@ -80,7 +81,7 @@ __device__ __forceinline__ void write_entropies(Spectra<kSize, kWarps>& spectra,
   }
   if (working && index < kTraceTerms) trace_term(tri, order.rational, index, spectra.terms[which]);
   barrier<kThreads>();  // the terms are written
-  if (working && index == 0) *entropy = entropy_bits_of_terms(spectra.terms[which], order.alpha - 1);
+  if (working && index == 0) *entropy = entropy_bits_of_terms(spectra.terms[which], order);
 }
 
 inline constexpr int kBisections = 60;  // from an interval of at most 2 to below the rounding of the largest eigenvalue

@@ -32,8 +32,8 @@ HREL_HD Real reciprocal(Real x) {
 #endif
 }
 
-// trace[k] = tr T (T + shift[k] I)^-1 for kSweeps poles, all direct or none. `lowest` takes the smallest pivot seen;
-// where it is not positive, T + t I was not positive definite and the traces mean nothing.
+// trace[k] = tr T (T + shift[k] I)^-1 for kSweeps poles, all direct or none. `lowest` takes the smallest pivot seen,
+// see is_semidefinite.
 template <int kSweeps, class Real>
 HREL_HD void resolvent_traces(TridiagonalView<Real> const& tri, bool direct, Real const (&shift)[kSweeps],
                               Real (&trace)[kSweeps], Real& lowest) {
@@ -95,6 +95,13 @@ HREL_HD void power_sums(TridiagonalView<Real> const& tri, Real (&sums)[kPowers])
     }
   }
   for (int k = 0; k < kPowers; ++k) sums[k] += part[k];
+}
+
+// Whether the traces mean something. No pivot of a semidefinite T + t I lies below t, so the smallest one of all poles
+// tells how far below 0 rounding has taken an eigenvalue of T: close to a pole x / (x + t) is huge.
+HREL_HD bool is_semidefinite(double lowest, Rational const& rational) {
+  constexpr double kShare = 0.6;  // above 0.75 whole layers of full rank are found doubtful, by ordinary rounding
+  return lowest > kShare * rational.pole[0];
 }
 
 // tr g(T). `lowest` as in resolvent_traces, over all poles.
