@@ -18,15 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrel_ext import _ops
-from hrel_ext._batch import check_finite, check_widths, positive, prepare, read
+from hrel_ext._batch import RESOLUTION_BITS, check_finite, check_widths, positive, prepare, read
 from hrel_ext.label_entropy import label_entropy
 from hrel_ext.relevance import filter_widths
 
 METHODS = ("forward", "backward")
 LARGEST_EXPONENT = 1024.0  # exp(-1024) is 0 in float64: a sum of exponents cut here gives the same kernel, never inf
-
-# Rounding of a joint relevance, twice that of an entropy: sets whose relevances are closer than that are equal.
-RESOLUTION_BITS = {torch.float32: 4e-5, torch.float64: 2e-10}
 
 
 @dataclass(frozen=True, eq=False)
@@ -389,7 +386,8 @@ def _mean(tasks: list[_Task], sums: list[_Sum], filters: NDArray, *, without: bo
 
 def _ties(tasks: list[_Task], objective: NDArray) -> NDArray:
     """Positions of the candidates that are as good as the best one."""
-    return np.flatnonzero(objective >= objective.max() - RESOLUTION_BITS[tasks[0].exponents.dtype])
+    resolution = 2 * RESOLUTION_BITS[tasks[0].exponents.dtype]  # a relevance is a difference of two entropies
+    return np.flatnonzero(objective >= objective.max() - resolution)
 
 
 def _forward(tasks: list[_Task], keep: int) -> tuple[list[int], list[int], list[float]]:

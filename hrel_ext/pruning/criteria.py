@@ -17,6 +17,7 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from hrel_ext._batch import flatten_maps
 from hrel_ext.collect import (
     Batch,
     check_where,
@@ -27,6 +28,7 @@ from hrel_ext.collect import (
     score_forward_pass,
     targets_of,
 )
+from hrel_ext.pruning.groups import traceable
 from hrel_ext.scores import LayerScores
 
 Layers = Mapping[str, str | nn.Module] | Iterable[str] | None
@@ -359,11 +361,6 @@ class _MapCriterion(_DataCriterion):
         return FilterScores(torch.stack(rows))
 
 
-def _flat(maps: Tensor) -> Tensor:
-    """(N, F, ...) as (N, F, D)."""
-    return maps.flatten(2) if maps.dim() > 2 else maps[:, :, None]
-
-
 def _check_maps(name: str, maps: object) -> None:
     """Refuse maps that are no tensor (N, F, ...) or not finite, with the layer and the filter."""
     if not isinstance(maps, Tensor) or maps.dim() < 2:
@@ -461,7 +458,7 @@ class ActivationVariance(_MapCriterion):
 
     def _of_maps(self, name: str, maps: Tensor) -> Tensor:
         maps = maps.double()
-        return _flat((maps - maps.mean(0)).square()).mean(0).sum(1)  # (N, F, D) to (F,)
+        return flatten_maps((maps - maps.mean(0)).square()).mean(0).sum(1)  # (N, F, D) to (F,)
 
 
 class HRank(_MapCriterion):
@@ -527,7 +524,7 @@ class Taylor(_MapCriterion):
             output.register_hook(partial(weigh, name))
 
         def weigh(name: str, gradient: Tensor) -> None:
-            products = _flat(gradient.double() * maps.pop(name).double())  # (N, F, D)
+            products = flatten_maps(gradient.double() * maps.pop(name).double())  # (N, F, D)
             scores[name] = products.mean(2).abs().mean(0).cpu()
 
         with torch.enable_grad():
@@ -571,7 +568,9 @@ class AlignmentElimination(_MapCriterion):
 
     def _of_maps(self, name: str, maps: Tensor) -> Tensor:
         # pdist takes differences, so that equal maps give exactly 0.
-        distances = [torch.pdist(x) for x in _flat(maps.double()).transpose(0, 1)]  # of (N, D), to (P,), N (N - 1) / 2
+        distances = [
+            torch.pdist(x) for x in flatten_maps(maps.double()).transpose(0, 1)
+        ]  # of (N, D), to (P,), N (N - 1) / 2
         squared = torch.stack(distances).square()  # (F, P)
         mean_distance = 2 * squared.sum(0).sqrt().sum() / len(maps) ** 2
         return squared / mean_distance**2 if mean_distance > 0 else squared
@@ -766,15 +765,9 @@ def dependency_graph(model: nn.Module, example_inputs: Tensor) -> torch_pruning.
         model: on any device.
         example_inputs: (1, ...) or more samples.
     """
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    with evaluation_mode(model), torch.enable_grad():  # tracing follows the gradient graph and leaves eval mode behind
-        model.requires_grad_(True)  # a frozen layer would be invisible to the tracer
-        try:
-            # The tuple matters: given a bare tensor, the tracer first tries to unpack it into its samples.
-            return torch_pruning.DependencyGraph().build_dependency(model, (example_inputs.to(_device(model)),))
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
+    with traceable(model):
+        # The tuple matters: given a bare tensor, the tracer first tries to unpack it into its samples.
+        return torch_pruning.DependencyGraph().build_dependency(model, (example_inputs.to(_device(model)),))
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -67,7 +67,7 @@ def find_groups(model: nn.Module, example_inputs: Tensor) -> tuple[list[Group], 
         The groups in the order of the network, each channel of each traced convolution in one of them; side to its
         number of channels.
     """
-    with _traceable(model):
+    with traceable(model):
         graph = _Graph(model, example_inputs)
         names = [name for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)]
         parts = _Partition()
@@ -261,7 +261,7 @@ def _remove(
     optimizer: torch.optim.Optimizer | None = None,
 ) -> dict[Side, list[int]]:
     """What `remove_filters` does; side of a layer to the channels that it lost."""
-    with _traceable(model):
+    with traceable(model):
         graph = _Graph(model, example_inputs)
         cuts: dict[Side, set[int]] = defaultdict(set)
         at: dict[Side, _Reached] = {}
@@ -391,7 +391,7 @@ class _Carried:
 
 
 @contextmanager
-def _traceable(model: nn.Module) -> Iterator[None]:
+def traceable(model: nn.Module) -> Iterator[None]:
     """Let the tracer see all of a model; give back modes and ``requires_grad``, also of parameters that are new."""
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
