@@ -26,10 +26,12 @@ from hrel_ext.pruning.criteria import (
     Taylor,
     TorchPruningCriterion,
 )
+from hrel_ext.pruning.cycles import Cycle
 from hrel_ext.pruning.groups import Group, remove_filters
 from hrel_ext.pruning.importance import GroupImportance, HRelImportance
 from hrel_ext.pruning.planning import LayerPlan, Plan, plan
-from hrel_ext.pruning.pruner import Cycle, PruningResult, check_schedule, prune, schedule
+from hrel_ext.pruning.pruner import PruningResult, check_schedule, prune, schedule
+from hrel_ext.pruning.resume import DamagedCheckpointWarning
 from hrel_ext.pruning.state import recalibrate
 from hrel_ext.pruning.training import Epoch, Evaluation, Training, check_device, evaluate, train
 
@@ -41,6 +43,7 @@ __all__ = [
     "Cost",
     "Criterion",
     "Cycle",
+    "DamagedCheckpointWarning",
     "Epoch",
     "Evaluation",
     "FilterScores",

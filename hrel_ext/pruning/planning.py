@@ -85,6 +85,11 @@ class Plan:
     kept: tuple[int, ...]
     scorable: frozenset[str]
 
+    @property
+    def measured(self) -> "Measured | None":
+        """How a latency was met; None for other budgets."""
+        return self.latency_ms and Measured(max(layer.asked for layer in self.layers), self.latency_ms)
+
     def scored(self, group: Group) -> tuple[str, ...]:
         """The convolutions of a group that are scored."""
         return tuple(name for name in group.convolutions if name in self.scorable)
@@ -129,6 +134,30 @@ def plan(
         ValueError: an argument that breaks a rule; a budget out of reach, with what is in reach; nothing to prune,
             with the reasons.
     """
+    return make_plan(model, example_inputs, target, limits, residual, round_to, min_channels, max_ratio, exclude, None)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How a latency was met, which no second measurement repeats: the ratio, and the milliseconds before and after."""
+
+    ratio: float
+    latency_ms: tuple[float, float]
+
+
+def make_plan(
+    model: nn.Module,
+    example_inputs: Tensor,
+    target: Mapping[str, float | str] | None,
+    limits: Mapping[str, int] | None,
+    residual: str,
+    round_to: int,
+    min_channels: int,
+    max_ratio: float,
+    exclude: Collection[str],
+    measured: Measured | None,
+) -> Plan:
+    """`plan`; with what was ``measured`` once, to the same plan as then, without the clock."""
     _check(model, target, limits, residual, round_to, min_channels, max_ratio, exclude)
     network = _Network(model, example_inputs, residual, frozenset(exclude))
     rules = partial(_levels, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio)
@@ -143,6 +172,9 @@ def plan(
         if kept == [len(group.units) for group in network.groups]:
             reasons = _summary(network.reason(name, levels) for name in limits)
             raise ValueError(f"limits must leave something to prune: {reasons}")
+    elif "latency_ms" in target and measured:
+        ratio, latency = measured.ratio, measured.latency_ms
+        kept = _uniform(ratio, levels)
     elif "latency_ms" in target:
         ratio, kept, latency = _meet_latency(network, levels, target)
         asked = [ratio] * len(levels)

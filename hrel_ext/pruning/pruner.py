@@ -6,45 +6,24 @@ cycle; towards a budget, the way is split into equal cycles.
 # SPDX-License-Identifier: MIT
 
 import inspect
+import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from hrel_ext.collect import Batch
-from hrel_ext.pruning.criteria import Criterion, FilterScores, HRel
+from hrel_ext.pruning.cost import count
+from hrel_ext.pruning.criteria import Criterion, HRel
+from hrel_ext.pruning.cycles import Cycle, Decision, RunState, restore
 from hrel_ext.pruning.groups import Group, remove_filters
-from hrel_ext.pruning.planning import Plan
-from hrel_ext.pruning.planning import plan as make_plan
+from hrel_ext.pruning.planning import Plan, make_plan
+from hrel_ext.pruning.planning import plan as plan_pruning
+from hrel_ext.pruning.resume import Checkpoints
 from hrel_ext.pruning.state import Snapshot, recalibrate
-from hrel_ext.scores import LayerScores
-
-
-@dataclass(frozen=True, eq=False)
-class Cycle:
-    """What one cycle did. Filters are counted and numbered as in the unpruned network.
-
-    Attributes:
-        number: 1 for the first cycle.
-        scores: layer to the `LayerScores` (of another criterion than HRel: `FilterScores`) of the filters it had before
-            the cycle, in ascending order of their indices; only of the layers that lose filters in this cycle.
-        removed: layer to the indices that went, lowest score first; layers of one group lose theirs together.
-        kept: layer to the indices that are left, ascending.
-        accuracy: what ``evaluate`` returned after retraining; None without ``evaluate``.
-    """
-
-    number: int
-    scores: Mapping[str, LayerScores | FilterScores]
-    removed: Mapping[str, tuple[int, ...]]
-    kept: Mapping[str, tuple[int, ...]]
-    accuracy: float | None
-
-    @property
-    def filters(self) -> dict[str, int]:
-        """Layer to the number of filters left."""
-        return {name: len(kept) for name, kept in self.kept.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +72,7 @@ def prune(
     alpha: float = 1.01,
     label_sigma: float = 0.1,
     criterion: Criterion | None = None,
+    checkpoint: str | os.PathLike | None = None,
     on_cycle: Callable[[Cycle], None] | None = None,
     progress: Callable[[Iterable[Batch]], Iterable[Batch]] | None = None,
 ) -> PruningResult:
@@ -133,7 +113,12 @@ def prune(
         label_sigma: kernel width of the labels.
         criterion: what ranks the filters; None is `HRel` with the arguments above. ``sigma``, ``alpha``,
             ``label_sigma`` and ``progress`` belong to that one alone.
-        on_cycle: called with each `Cycle` when it is done, before it may be rolled back.
+        checkpoint: a folder that takes the state before every cycle and the filters that a cycle is about to remove. A
+            run that was interrupted goes on from there when it is called again, with the unpruned network and the same
+            arguments; the scores of the cycle that was interrupted are not made again. Functions must repeat
+            themselves: ``retrain`` begins anew, from `hrel_ext.pruning.train`'s own checkpoint for instance.
+        on_cycle: called with each `Cycle` when it is done, before it may be rolled back, and at once with those of a
+            checkpoint.
         progress: wraps ``score_batches`` while filters are scored.
 
     Returns:
@@ -141,8 +126,9 @@ def prune(
 
     Raises:
         ValueError: an argument that breaks a rule (see `check_schedule` and `hrel_ext.pruning.plan`), before any work;
-            nothing to prune, with the reasons; scores that are not finite.
+            nothing to prune, with the reasons; scores that are not finite; a checkpoint of another run.
         RuntimeError: the first cycle already falls by more than ``max_drop``; the network is what it was.
+        OSError: a checkpoint cannot be written; the one before it is still there.
 
     Source: Sarvani CH et al., HRel, Neural Networks 147 (2022), arXiv 2202.10716, and its published code. Departs from
         the code: filters are removed, not masked, and there is no idle cycle at the end.
@@ -159,7 +145,7 @@ def prune(
         "exclude": exclude,
     }
     if plan is not None:
-        defaults = inspect.signature(make_plan).parameters
+        defaults = inspect.signature(plan_pruning).parameters
         if given := [name for name, value in rules.items() if value != defaults[name].default]:
             raise ValueError(f"plan must be given without target, limits and rules, got {', '.join(given)} as well")
         limits = plan.limits or None
@@ -169,43 +155,66 @@ def prune(
             raise ValueError(f"cycles must be left out where shares decide, got {cycles}")
     elif shares is not None:
         raise ValueError("shares must come with limits, got none")
+    store = earlier = None
+    if checkpoint is not None:
+        settings = {
+            **{**rules, "exclude": sorted(exclude)},
+            "plan": plan
+            and [[group.convolutions[0], left] for group, left in zip(plan.groups, plan.kept, strict=True)],
+            "shares": shares and dict(shares),
+            "cycles": cycles,
+            "max_drop": max_drop,
+            "scored": scored and dict(scored),
+            "criterion": HRel.name if criterion is None else criterion.name,
+            "sigma": sigma,
+            "alpha": alpha,
+            "label_sigma": label_sigma,
+            "parameters": {name: list(parameter.shape) for name, parameter in model.named_parameters()},
+        }
+        store = Checkpoints(checkpoint, settings)
+        earlier = (folder := store.latest()) and RunState.read(folder)
     if plan is None:
-        plan = make_plan(model, example_inputs, **rules)
+        plan = make_plan(model, example_inputs, **rules, measured=earlier.measured if earlier else None)
     steps = _limit_steps(plan, shares) if limits is not None else _budget_steps(plan, cycles)
     original = _original(model, plan)
     _check_scored(plan, scored or {}, model)
 
     if criterion is None:
         criterion = HRel(score_batches, sigma=sigma, alpha=alpha, label_sigma=label_sigma, progress=progress)
-    units = [list(range(len(group.units))) for group in plan.groups]  # those left of each group
     kept = {name: tuple(range(width)) for name, width in original.items()}
-    start = evaluate(model) if evaluate and max_drop is not None else None
     done: list[Cycle] = []
-    for number, goal in enumerate(steps, start=1):
+    if earlier:
+        start, done = earlier.start, list(earlier.cycles)
+        kept = dict(done[-1].kept) if done else kept
+        removed = {name: sorted(set(range(width)) - set(kept[name])) for name, width in original.items()}
+        restore(folder, model, example_inputs, removed, optimizer, score_batches)
+        for cycle in done if on_cycle else ():
+            on_cycle(cycle)
+    else:
+        start = evaluate(model) if evaluate and max_drop is not None else None
+
+    def save(decision: Decision | None = None) -> None:
+        if store:
+            state = RunState(plan.measured, start, done, decision)
+            store.save(partial(state.write, model, optimizer, score_batches))
+
+    for number, goal in enumerate(steps[len(done) :], start=len(done) + 1):
         before = Snapshot(model, optimizer) if max_drop is not None else None
-        losing = [at for at, left in enumerate(units) if len(left) > goal[at]]
-        targets = {name: (scored or {}).get(name, name) for at in losing for name in plan.scored(plan.groups[at])}
-        scores = criterion.table(model, targets)
-        means = {name: scores[name].mean for name in targets}
-        removed: dict[str, list[int]] = defaultdict(list)  # in the numbering of the unpruned network
-        for at in losing:
-            group, left = plan.groups[at], units[at]
-            lowest = lowest_filters(unit_scores(group, left, means, kept), len(left) - goal[at])
-            for unit in (left[i] for i in lowest):
-                for name, indices in group.units[unit].items():
-                    removed[name] += indices
-            units[at] = [unit for i, unit in enumerate(left) if i not in set(lowest)]
-        positions = {name: {index: i for i, index in enumerate(kept[name])} for name in removed}
-        now = {name: [positions[name][index] for index in indices] for name, indices in removed.items()}
+        if earlier and earlier.decision and earlier.decision.number == number:
+            decision = earlier.decision
+        else:
+            decision = _decide(number, goal, plan, criterion, model, scored or {}, kept)
+            save(decision)
+        positions = {name: {index: i for i, index in enumerate(kept[name])} for name in decision.removed}
+        now = {name: [positions[name][index] for index in indices] for name, indices in decision.removed.items()}
         remove_filters(model, example_inputs, now, optimizer=optimizer)
-        gone = {name: frozenset(indices) for name, indices in removed.items()}
+        gone = {name: frozenset(indices) for name, indices in decision.removed.items()}
         kept = {name: tuple(i for i in left if i not in gone.get(name, ())) for name, left in kept.items()}
         recalibrate(model, score_batches)
         if retrain:
             retrain(model, number)
         accuracy = evaluate(model) if evaluate else None
-        removal = {name: tuple(indices) for name, indices in removed.items()}
-        cycle = Cycle(number, scores, removal, kept, accuracy)
+        cycle = Cycle(number, decision.scores, decision.removed, kept, accuracy, count(model, example_inputs))
         if on_cycle:
             on_cycle(cycle)
         if start is not None and start - accuracy > max_drop:
@@ -215,7 +224,40 @@ def prune(
                 raise RuntimeError(f"nothing was pruned: {drop}")
             return PruningResult(plan, original, tuple(done), f"rolled back to cycle {number - 1}: {drop}")
         done.append(cycle)
+        save()
     return PruningResult(plan, original, tuple(done), "the limits are reached" if limits else "the budget is met")
+
+
+def _decide(
+    number: int,
+    goal: Sequence[int],
+    plan: Plan,
+    criterion: Criterion,
+    model: nn.Module,
+    scored: Mapping[str, str],
+    kept: Mapping[str, tuple[int, ...]],
+) -> Decision:
+    """Score the groups that have more units than their goal, and choose the units with the lowest scores."""
+    left_of = {name: frozenset(indices) for name, indices in kept.items()}
+    left = [
+        [
+            at
+            for at, unit in enumerate(group.units)
+            if all(left_of[name].issuperset(indices) for name, indices in unit.items())
+        ]
+        for group in plan.groups
+    ]
+    losing = [at for at, units in enumerate(left) if len(units) > goal[at]]
+    targets = {name: scored.get(name, name) for at in losing for name in plan.scored(plan.groups[at])}
+    scores = criterion.table(model, targets)
+    means = {name: scores[name].mean for name in targets}
+    removed: dict[str, list[int]] = defaultdict(list)  # in the numbering of the unpruned network
+    for at in losing:
+        lowest = lowest_filters(unit_scores(plan.groups[at], left[at], means, kept), len(left[at]) - goal[at])
+        for unit in (left[at][i] for i in lowest):
+            for name, indices in plan.groups[at].units[unit].items():
+                removed[name] += indices
+    return Decision(number, scores, {name: tuple(indices) for name, indices in removed.items()})
 
 
 def unit_scores(

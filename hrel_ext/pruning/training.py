@@ -1,20 +1,29 @@
 """Training by SGD on Accelerate, with the epoch chosen on a validation split, and evaluation."""
 # SPDX-License-Identifier: MIT
 
+import json
 import math
-from collections.abc import Callable, Iterable, Sized
-from copy import deepcopy
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
-from torch.nn.functional import cross_entropy
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
 from hrel_ext.collect import Batch, evaluation_mode
+from hrel_ext.pruning.resume import Checkpoints
+
+PRECISIONS = ("no", "bf16", "fp16")
+TEMPERATURE = 4.0  # of the distillation, Hinton et al.'s order of magnitude
+_HISTORY, _BEST, _BATCHES = "epochs.json", "best.safetensors", "batches.bin"
 
 
 class SizedBatches(Sized, Iterable[Batch], Protocol):
@@ -61,9 +70,16 @@ def train(
     learning_rate: float,
     milestones: tuple[int, ...] | None = None,
     momentum: float = 0.9,
+    nesterov: bool = False,
     weight_decay: float = 5e-4,
+    label_smoothing: float = 0.0,
+    teacher: nn.Module | None = None,
+    distillation: float = 0.0,
+    precision: str = "no",
+    accumulate: int = 1,
     seed: int = 0,
     device: str = "cpu",
+    checkpoint: str | os.PathLike | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Training:
     """Train a classifier in place and leave it with the weights of its best epoch on the validation split.
@@ -72,68 +88,109 @@ def train(
     so that a test split is never needed to choose. The optimizer is new: after pruning, an old one holds momentum for
     weights that are gone. Equal seeds, thread counts and machines give equal weights on the CPU.
 
+    With a teacher the loss is (1 - w) CE(y, p) + w T^2 KL(p_teacher^(1/T) || p^(1/T)), both softened by T = 4.
+
     Args:
         model: from inputs (N, ...) to logits (N, C); moved to ``device``.
-        train_batches: pairs of inputs and labels (N,), int64, with a length; one pass is one epoch.
+        train_batches: pairs of inputs and labels (N,), int64, with a length; one pass is one epoch. If they have
+            ``state_dict`` and ``load_state_dict``, a checkpoint holds their state.
         validation_batches: pairs like these.
         epochs: passes over ``train_batches``, at least 1.
         learning_rate: the peak of one cycle, or the first value of a step schedule.
         milestones: epochs after which the learning rate is divided by 10; None for one cycle over all steps.
         momentum: of SGD; constant.
+        nesterov: whether the momentum is Nesterov's.
         weight_decay: of SGD, on all parameters.
+        label_smoothing: share of every label that is spread evenly over the classes, in [0, 1).
+        teacher: a network whose logits the model learns as well, say the unpruned one; not changed.
+        distillation: w, the weight of the teacher, in (0, 1]; 0 without a teacher.
+        precision: "no" (float32), "bf16" or "fp16" for mixed precision; validation is always float32.
+        accumulate: parts that each mini-batch is cut into, whose gradients are added up before a step: less memory,
+            batch norms that see one part at a time.
         seed: seeds Python, NumPy and torch.
         device: "cpu" or "cuda".
-        on_epoch: called with each `Epoch` when it is done.
+        checkpoint: a folder that takes the state after every epoch. A training that was interrupted goes on from there
+            when it is called again with the same arguments, to the same weights; one that was finished returns at once.
+        on_epoch: called with each `Epoch` when it is done, and at once with those of a checkpoint.
 
     Returns:
         All epochs and the best one.
 
     Raises:
-        ValueError: ``epochs`` below 1, a learning rate that is not positive, or a device that is not there.
+        ValueError: an argument that breaks its rule, a device that is not there, a checkpoint of another training.
         RuntimeError: the loss is no longer finite.
+        OSError: a checkpoint cannot be written; the one before it is still there.
+
+    Source: of the distillation, G. Hinton, O. Vinyals, J. Dean, arXiv 1503.02531.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
+    settings = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "milestones": None if milestones is None else list(milestones),
+        "momentum": momentum,
+        "nesterov": nesterov,
+        "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+        "distillation": distillation,
+        "precision": precision,
+        "accumulate": accumulate,
+        "seed": seed,
+    }
+    _check(settings, teacher)
     check_device(device)
+    settings["parameters"] = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    store = None if checkpoint is None else Checkpoints(checkpoint, settings)
     set_seed(seed)
-    accelerator = Accelerator(cpu=device == "cpu")
-    plain = model  # Accelerate may wrap it
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
     model.to(accelerator.device)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=learning_rate,
         momentum=momentum,
+        nesterov=nesterov,
         weight_decay=weight_decay,
         fused=True,  # a third faster on the CPU, where LeNet-5's million weights are read once instead of four times
     )
     scheduler = _scheduler(optimizer, epochs, len(train_batches), learning_rate, milestones)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    # Mixed precision replaces the forward of what is prepared: that of the shell, not that of the user's network.
+    shell, optimizer, scheduler = accelerator.prepare(nn.Sequential(model), optimizer, scheduler)
+    loss_of = _Loss(label_smoothing, None if teacher is None else teacher.to(accelerator.device), distillation)
     history: list[Epoch] = []
-    for number in range(1, epochs + 1):
+    weights = model.state_dict()
+    if store and (folder := store.latest()):
+        accelerator.load_state(str(folder))
+        history = [_epoch(row) for row in json.loads((folder / _HISTORY).read_text())]
+        weights = load_file(folder / _BEST, device=str(accelerator.device))
+        if (folder / _BATCHES).exists():
+            train_batches.load_state_dict(torch.load(folder / _BATCHES, weights_only=True))
+        for epoch in history if on_epoch else ():
+            on_epoch(epoch)
+    for number in range(len(history) + 1, epochs + 1):
         model.train()
         total = torch.zeros((), device=accelerator.device)  # summed on the device: no wait in every step
         for inputs, labels in train_batches:
-            loss = cross_entropy(model(inputs.to(accelerator.device)), labels.to(accelerator.device))
             optimizer.zero_grad()
-            accelerator.backward(loss)
+            inputs, labels = inputs.to(accelerator.device), labels.to(accelerator.device)
+            for part, wanted in zip(inputs.chunk(accumulate), labels.chunk(accumulate), strict=True):
+                loss = loss_of(shell(part), wanted, part) * (len(part) / len(inputs))
+                accelerator.backward(loss)
+                total += loss.detach()
             optimizer.step()
             scheduler.step()
-            total += loss.detach()
         mean = total.item() / len(train_batches)
         if not math.isfinite(mean):
             raise RuntimeError(
                 f"training diverged: the loss is {mean} in epoch {number} at learning rate {learning_rate}"
             )
-        history.append(Epoch(number, mean, evaluate(plain, validation_batches)))
-        best = max(history, key=lambda epoch: (epoch.validation.accuracy, -epoch.validation.loss))
-        if best is history[-1]:
-            weights = deepcopy(plain.state_dict())
+        history.append(Epoch(number, mean, evaluate(model, validation_batches)))
+        if _best(history) is history[-1]:
+            weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        if store:
+            store.save(partial(_write, accelerator, history, weights, train_batches))
         if on_epoch:
             on_epoch(history[-1])
-    plain.load_state_dict(weights)
-    return Training(tuple(history), best)
+    model.load_state_dict(weights)
+    return Training(tuple(history), _best(history))
 
 
 def evaluate(model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
@@ -177,3 +234,59 @@ def _scheduler(
     if milestones is None:
         return OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps, cycle_momentum=False)
     return MultiStepLR(optimizer, [steps * milestone for milestone in milestones])
+
+
+class _Loss:
+    """Cross-entropy, with a teacher the sum of both."""
+
+    def __init__(self, label_smoothing: float, teacher: nn.Module | None, weight: float) -> None:
+        self._label_smoothing, self._teacher, self._weight = label_smoothing, teacher, weight
+
+    def __call__(self, logits: Tensor, labels: Tensor, inputs: Tensor) -> Tensor:
+        loss = cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+        if self._teacher is None:
+            return loss
+        with evaluation_mode(self._teacher), torch.no_grad():
+            wanted = log_softmax(self._teacher(inputs) / TEMPERATURE, dim=1)
+        got = log_softmax(logits / TEMPERATURE, dim=1)
+        soft = kl_div(got, wanted, reduction="batchmean", log_target=True) * TEMPERATURE**2
+        return (1 - self._weight) * loss + self._weight * soft
+
+
+def _check(settings: Mapping[str, object], teacher: nn.Module | None) -> None:
+    for name in ("epochs", "accumulate"):
+        if settings[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {settings[name]}")
+    if not settings["learning_rate"] > 0:
+        raise ValueError(f"learning_rate must be above 0, got {settings['learning_rate']}")
+    if not 0 <= settings["label_smoothing"] < 1:
+        raise ValueError(f"label_smoothing must be at least 0 and below 1, got {settings['label_smoothing']}")
+    if settings["precision"] not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {settings['precision']!r}")
+    weight = settings["distillation"]
+    if not (0 < weight <= 1 if teacher is not None else weight == 0):
+        rule = "above 0 and at most 1 with a teacher" if teacher is not None else "0 without a teacher"
+        raise ValueError(f"distillation must be {rule}, got {weight}")
+
+
+def _best(history: Sequence[Epoch]) -> Epoch:
+    return max(history, key=lambda epoch: (epoch.validation.accuracy, -epoch.validation.loss))
+
+
+def _epoch(row: Mapping) -> Epoch:
+    return Epoch(row["number"], row["loss"], Evaluation(**row["validation"]))
+
+
+def _write(
+    accelerator: Accelerator,
+    history: Sequence[Epoch],
+    weights: Mapping[str, Tensor],
+    batches: SizedBatches,
+    folder: Path,
+) -> None:
+    """The state after an epoch: Accelerate's own, and what it does not know of."""
+    accelerator.save_state(str(folder))
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / _BEST)
+    (folder / _HISTORY).write_text(json.dumps([asdict(epoch) for epoch in history]))
+    if hasattr(batches, "state_dict"):
+        torch.save(batches.state_dict(), folder / _BATCHES)

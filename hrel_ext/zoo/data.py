@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -83,6 +83,15 @@ class Batches:
     def __len__(self) -> int:
         full, rest = divmod(len(self._split), self._batch_size)
         return full + (rest > 0 and not self._drop_last)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What decides the passes to come: the state of the generator."""
+        return {} if self._generator is None else {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on as if the passes before had been made here."""
+        if self._generator is not None:
+            self._generator.set_state(state["generator"])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self._split.images, self._split.labels
