@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: MIT
 
 import dataclasses
-import importlib
 import os
 import shlex
 import sys
@@ -23,7 +22,11 @@ import torch
 
 from hrel_ext import build_info
 from hrel_ext.collect import Batch
-from hrel_ext.recipes import RECIPES, Recipe
+from hrel_ext.recipes import RECIPES, Recipe, Stage, general
+from hrel_ext.zoo.data import DATASETS, SHAPES
+from hrel_ext.zoo.models import MODELS, make_model
+
+MOST_LAYERS = 8  # in what is printed of a run; of more there is the sum
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,69 +37,124 @@ app = typer.Typer(
 console = Console()
 
 
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", envvar="HREL_DATA_DIR", help="Folder of the data as torchvision lays it out."),
+]
+Limits = Annotated[list[str] | None, typer.Option("--limit", help="LAYER=FILTERS to end with; repeatable.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of weights, splits and training.")]
+Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", help="Folder for the results, and for what a run needs to go on.")
+]
+
+
 @app.command("prune")
 def prune_command(
-    model: Annotated[
-        str | None, typer.Argument(help="Network: " + ", ".join(sorted({m for m, _ in RECIPES})) + ".")
+    model: Annotated[str | None, typer.Argument(help=f"Network: {', '.join(MODELS)}.")] = None,
+    own: Annotated[
+        str | None, typer.Option("--model", help="In place of MODEL: PACKAGE.MODULE:FUNCTION that makes a network.")
     ] = None,
-    data: Annotated[str, typer.Option(help="Data: " + ", ".join(sorted({d for _, d in RECIPES})) + ".")] = "digits",
-    data_dir: Annotated[
-        Path | None, typer.Option(envvar="HREL_DATA_DIR", help="Folder of the data as torchvision lays it out.")
+    data: Annotated[str, typer.Option(help=f"Data: {', '.join(DATASETS)}.")] = "digits",
+    data_dir: DataDir = None,
+    target: Annotated[
+        str | None, typer.Option(help="Budget: macs=SHARE or params=SHARE that is left, or latency_ms=MS.")
     ] = None,
-    limit: Annotated[list[str] | None, typer.Option(help="LAYER=FILTERS to end with; repeatable.")] = None,
+    cycles: Annotated[int | None, typer.Option(min=1, help="Cycles in which a budget is reached.")] = None,
+    limit: Limits = None,
     percent: Annotated[list[str] | None, typer.Option(help="LAYER=PERCENT to remove per cycle; repeatable.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Training epochs before pruning.")] = None,
-    cycle_epochs: Annotated[int | None, typer.Option(min=1, help="Retraining epochs in each cycle.")] = None,
-    final_epochs: Annotated[int | None, typer.Option(min=1, help="Training epochs after the last cycle.")] = None,
+    residual: Annotated[str | None, typer.Option(help="inner, or stream to prune residual streams.")] = None,
+    round_to: Annotated[int | None, typer.Option(min=1, help="Filters are a multiple of this.")] = None,
+    min_channels: Annotated[int | None, typer.Option(min=1, help="Filters a layer keeps.")] = None,
+    max_ratio: Annotated[float | None, typer.Option(help="Largest share of a layer's filters that goes.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Stop and roll back when validation falls by more points than this.")
+    ] = None,
+    criterion: Annotated[str | None, typer.Option(help="What ranks the filters, such as hrel, l1, taylor.")] = None,
+    where: Annotated[str | None, typer.Option(help="Tensor that is scored: conv, bn, relu or pool.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Order of the entropy; 1 is Shannon.")] = None,
     sigma: Annotated[str | None, typer.Option(help="Kernel width: layer, filter, or a number.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights, splits and training.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    output: Annotated[Path | None, typer.Option(help="Folder for the results; runs/MODEL-DATA if not given.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print what would go, of any network, and stop.")] = False,
-    own: Annotated[
-        str | None, typer.Option("--model", help="With --plan: PACKAGE.MODULE:FUNCTION that makes a network of yours.")
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="With --plan: macs=SHARE or params=SHARE left, or latency_ms=MS.")
-    ] = None,
-    residual: Annotated[str, typer.Option(help="With --plan: inner, or stream to prune residual streams.")] = "inner",
-    round_to: Annotated[int, typer.Option(min=1, help="With --plan: filters are a multiple of this.")] = 1,
-    min_channels: Annotated[int, typer.Option(min=1, help="With --plan: filters a layer keeps.")] = 1,
-    max_ratio: Annotated[float, typer.Option(help="With --plan: largest share of a layer's filters that goes.")] = 1.0,
+    scored_batches: Annotated[int | None, typer.Option(min=1, help="Mini-batches that filters are scored on.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=0, help="Training epochs before pruning; 0 for none.")] = None,
+    cycle_epochs: Annotated[int | None, typer.Option(min=0, help="Retraining epochs in each cycle.")] = None,
+    final_epochs: Annotated[int | None, typer.Option(min=0, help="Training epochs after the last cycle.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples in a mini-batch.")] = None,
+    accumulate: Annotated[int | None, typer.Option(min=1, help="Parts of a mini-batch, to save memory.")] = None,
+    precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
+    distillation: Annotated[float | None, typer.Option(help="Weight of the unpruned network as a teacher.")] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    output: Output = None,
+    only_plan: Annotated[bool, typer.Option("--plan", help="Print what would go, and stop.")] = False,
     input_shape: Annotated[
         str | None, typer.Option("--input", help="With --plan: C,H,W of a sample; that of the data if not given.")
     ] = None,
 ) -> None:
-    """Train a network, prune it by relevance in cycles, retrain it, and compare before and after."""
+    """Train a network, prune it in cycles, retrain it, and compare before and after.
+
+    The same command on the same output goes on with a run that was interrupted.
+    """
     if (model is None) == (own is None):
         raise ValueError("either MODEL or --model must be given, got " + ("both" if model else "none"))
-    if plan:
-        rules = {"residual": residual, "round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio}
-        _print_plan(model, own, data, input_shape, target, _pairs("--limit", limit or [], int), device, rules)
+    if model is not None and model not in MODELS:
+        raise ValueError(f"MODEL must be one of {', '.join(MODELS)}, got {model!r}")
+    if data not in DATASETS:
+        raise ValueError(f"--data must be one of {', '.join(DATASETS)}, got {data!r}")
+    if input_shape is not None and not only_plan:
+        raise ValueError("--input must come with --plan, got no --plan")
+    recipe = RECIPES.get((model, data)) or general(own or model, data)
+    recipe = _goal(recipe, target, device, cycles, _pairs("--limit", limit or [], int), _shares(percent or []))
+    given = {
+        "residual": residual,
+        "round_to": round_to,
+        "min_channels": min_channels,
+        "max_ratio": max_ratio,
+        "max_drop": None if max_drop is None else max_drop / 100,
+        "criterion": criterion,
+        "where": where,
+        "alpha": alpha,
+        "sigma": None if sigma is None else _sigma(sigma),
+        "scored_batches": scored_batches,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "precision": precision,
+        "distillation": distillation,
+        "baseline": _stage(recipe.baseline, epochs),
+        "cycle": _stage(recipe.cycle, cycle_epochs),
+        "final": _stage(recipe.final, final_epochs),
+    }
+    if where is not None:
+        recipe = dataclasses.replace(recipe, scored=None)
+    recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    if not 0 < recipe.alpha < float("inf"):
+        raise ValueError(f"--alpha must be > 0 and finite, got {alpha}")
+    if only_plan:
+        _print_plan(recipe, SHAPES[data] if input_shape is None else _shape(input_shape))
         return
-    if own or target:
-        raise ValueError(f"{'--model' if own else '--target'} must come with --plan, got no --plan")
-    from hrel_ext.experiment import Observer, run
-    from hrel_ext.zoo.data import DATASETS
+    if recipe.target is None and not recipe.limits:
+        raise ValueError("--target or --limit must say what is to be left, got neither")
+    name = (own or model).replace(":", ".")
+    _run(recipe, data_dir, seed, device, output or Path("runs") / f"{name}-{data}")
 
-    recipe = _recipe(model, data, limit or [], percent or [], alpha, sigma)
-    recipe = dataclasses.replace(
-        recipe,
-        baseline=dataclasses.replace(recipe.baseline, epochs=epochs or recipe.baseline.epochs),
-        cycle=dataclasses.replace(recipe.cycle, epochs=cycle_epochs or recipe.cycle.epochs),
-        final=dataclasses.replace(recipe.final, epochs=final_epochs or recipe.final.epochs),
-    )
-    splits = DATASETS[data](data_dir, seed)
-    output = output or Path("runs") / f"{model}-{data}"
+
+def _run(recipe: Recipe, data_dir: Path | None, seed: int, device: str, output: Path) -> None:
+    """Run a recipe with its bars, and print the result."""
+    from hrel_ext.experiment import CHECKPOINTS, Observer, run
+
+    splits = DATASETS[recipe.data](data_dir, seed)
+    if (output / CHECKPOINTS).exists():
+        console.print(f"going on with the unfinished run in {output}/", markup=False, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        bar = _Bars(bars)
-        observer = Observer(bar.on_stage, bar.on_epoch, bar.on_cycle, bar.scoring)
-        report = run(recipe, splits, seed=seed, device=device, output=output, command=_command(), observer=observer)
+    try:
+        with Progress(*columns, console=console, transient=True) as bars:
+            bar = _Bars(bars)
+            observer = Observer(bar.on_stage, bar.on_epoch, bar.on_cycle, bar.scoring)
+            report = run(recipe, splits, seed=seed, device=device, output=output, command=_command(), observer=observer)
+    except KeyboardInterrupt:
+        Console(stderr=True).print(f"hrel: interrupted; the same command goes on from {output}/", soft_wrap=True)
+        raise typer.Exit(130) from None
     console.print(_results_table(report))
-    files = "model.safetensors, model.pt, plan.json, report.json"
-    console.print(f"{report['seconds']['total']:.0f} s on {device}; written to {output}/: {files}")
+    console.print(f"{report['stopped']}; {report['seconds']['total']:.0f} s on {device}; written to {output}/")
 
 
 @app.command("doctor")
@@ -130,32 +188,17 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-def _print_plan(
-    name: str | None,
-    own: str | None,
-    data: str,
-    input_shape: str | None,
-    target: str | None,
-    limits: dict[str, int],
-    device: str,
-    rules: dict[str, object],
-) -> None:
+def _print_plan(recipe: Recipe, shape: tuple[int, ...]) -> None:
     """Print what a pruning would remove from a network with random weights, and why the rest stays."""
+    from hrel_ext.experiment import RULES
     from hrel_ext.pruning import plan
-    from hrel_ext.zoo.data import SHAPES
-    from hrel_ext.zoo.models import MODELS
 
-    if own is None and name not in MODELS:
-        raise ValueError(f"MODEL must be one of {', '.join(MODELS)}, got {name!r}")
-    if input_shape is None and data not in SHAPES:
-        raise ValueError(f"--data must be one of {', '.join(SHAPES)}, got {data!r}")
-    shape = SHAPES[data] if input_shape is None else _shape(input_shape)
-    if target is None and not limits and (name, data) in RECIPES:
-        limits = dict(RECIPES[name, data].limits)
-    goal = None if target is None else _target(target, device)
-    network = _own(own) if own else MODELS[name]()
-    made = plan(network, torch.zeros(1, *shape), target=goal, limits=limits or None, **rules)
-    table = Table(title=f"plan for {own or name} on {' x '.join(map(str, shape))}: {target or 'limits'}")
+    rules = {name: getattr(recipe, name) for name in RULES}
+    made = plan(make_model(recipe.model), torch.zeros(1, *shape), **rules)
+    goal = "limits"
+    if recipe.target:
+        goal = ", ".join(f"{name}={value}" for name, value in recipe.target.items())
+    table = Table(title=f"plan for {recipe.model} on {' x '.join(map(str, shape))}: {goal}")
     table.add_column("layer", overflow="fold")
     for column in ("filters", "asked", "got", "MACs", "parameters"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -174,6 +217,7 @@ def _print_plan(
     share = 100 * after.parameters / before.parameters
     console.print(f"parameters {before.parameters:,} > {after.parameters:,}: {share:.2f} % left")
     if made.latency_ms:
+        device = recipe.target["device"]
         console.print("latency {:.2f} > {:.2f} ms, measured on {}".format(*made.latency_ms, device))
     reasons: dict[str, list[str]] = {}
     for layer in made.layers:
@@ -189,24 +233,6 @@ def _short(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return str(number)
-
-
-def _own(path: str) -> torch.nn.Module:
-    """The network that PACKAGE.MODULE:FUNCTION makes; modules in the working directory are found, too."""
-    module, _, function = path.partition(":")
-    if not module or not function:
-        raise ValueError(f"--model must be PACKAGE.MODULE:FUNCTION, got {path!r}")
-    sys.path.insert(0, os.getcwd())
-    make = getattr(importlib.import_module(module), function, None)
-    try:
-        network = make()
-    except TypeError as error:
-        network = error
-    if not isinstance(network, torch.nn.Module):
-        raise ValueError(
-            f"--model must name a function without arguments that returns a torch.nn.Module, got {path!r}: {network}"
-        )
-    return network
 
 
 def _target(text: str, device: str) -> dict[str, float | str]:
@@ -241,7 +267,11 @@ class _Bars:
 
     def on_cycle(self, cycle) -> None:
         filters = ", ".join(f"{name} {n}" for name, n in cycle.filters.items())
-        self._bars.console.print(f"cycle {cycle.number}: {filters}; validation accuracy {100 * cycle.accuracy:.2f} %")
+        if len(cycle.filters) > MOST_LAYERS:
+            filters = f"{sum(cycle.filters.values())} filters"
+        accuracy = f"{100 * cycle.accuracy:.2f} %"
+        text = f"cycle {cycle.number}: {filters}; {_short(cycle.cost.macs)} MACs; validation accuracy {accuracy}"
+        self._bars.console.print(text)
 
     def scoring(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         task = self._bars.add_task("scoring the filters", total=len(batches))
@@ -249,22 +279,33 @@ class _Bars:
         self._bars.remove_task(task)  # or every cycle would leave a full bar on the screen
 
 
-def _recipe(
-    model: str, data: str, limit: list[str], percent: list[str], alpha: float | None, sigma: str | None
+def _goal(
+    recipe: Recipe,
+    target: str | None,
+    device: str,
+    cycles: int | None,
+    limits: dict[str, int],
+    shares: dict[str, float],
 ) -> Recipe:
-    if (model, data) not in RECIPES:
-        known = ", ".join(f"{m} --data {d}" for m, d in RECIPES)
-        raise ValueError(f"MODEL and --data must be one of: {known}; got {model} --data {data}")
-    recipe = RECIPES[model, data]
-    if not 0 < (recipe.alpha if alpha is None else alpha) < float("inf"):
-        raise ValueError(f"--alpha must be > 0 and finite, got {alpha}")
-    return dataclasses.replace(
-        recipe,
-        limits={**recipe.limits, **{name: int(n) for name, n in _pairs("--limit", limit, int).items()}},
-        shares={**recipe.shares, **{name: p / 100 for name, p in _pairs("--percent", percent, float).items()}},
-        alpha=recipe.alpha if alpha is None else alpha,
-        sigma=recipe.sigma if sigma is None else _sigma(sigma),
-    )
+    """The recipe with another end: a budget, or limits beside its own."""
+    if target is not None:
+        if limits or shares:
+            raise ValueError("--target must be given without --limit and --percent, got both")
+        return dataclasses.replace(
+            recipe, target=_target(target, device), cycles=cycles or recipe.cycles, limits=None, shares=None
+        )
+    if cycles is not None:
+        raise ValueError("--cycles must come with --target, got no --target")
+    limits, shares = {**(recipe.limits or {}), **limits}, {**(recipe.shares or {}), **shares}
+    return dataclasses.replace(recipe, limits=limits or None, shares=shares or None)
+
+
+def _stage(stage: Stage, epochs: int | None) -> Stage:
+    return stage if epochs is None else dataclasses.replace(stage, epochs=epochs)
+
+
+def _shares(texts: list[str]) -> dict[str, float]:
+    return {name: percent / 100 for name, percent in _pairs("--percent", texts, float).items()}
 
 
 def _pairs(option: str, texts: list[str], kind: type) -> dict[str, float]:
@@ -298,9 +339,11 @@ def _results_table(report: dict) -> Table:
     for column in ("before", "after", "change"):
         table.add_column(column, justify="right")
     before, after = report["before"], report["after"]
-    for layer, n in report["filters"]["before"].items():
-        left = report["filters"]["after"][layer]
-        table.add_row(f"filters, {layer}", str(n), str(left), f"{100 * (left / n - 1):+.1f} %")
+    filters = [(name, n, report["filters"]["after"][name]) for name, n in report["filters"]["before"].items()]
+    if len(filters) > MOST_LAYERS:
+        filters = [(f"{len(filters)} layers", *(sum(column) for column in list(zip(*filters, strict=True))[1:]))]
+    for name, n, left in filters:
+        table.add_row(f"filters, {name}", str(n), str(left), f"{100 * (left / n - 1):+.1f} %")
     for key, name in (("parameters", "parameters"), ("macs", "MACs"), ("conv_macs", "MACs, conv layers")):
         table.add_row(name, f"{before[key]:,}", f"{after[key]:,}", f"{100 * (after[key] / before[key] - 1):+.2f} %")
     latency = f"latency, ms (batch {before['latency_batch_size']}, {before['latency_threads']} threads)"

@@ -1,8 +1,12 @@
 """Runs a recipe: train, prune in cycles, train again; measures both networks and writes everything down."""
 # SPDX-License-Identifier: MIT
 
+import copy
+import inspect
+import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,30 +15,44 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from accelerate.utils import set_seed
+from safetensors.torch import save
 from torch import nn
 
 from hrel_ext._ops import build_info
 from hrel_ext.collect import Batch
 from hrel_ext.pruning import (
+    CRITERIA,
+    Criterion,
     Cycle,
     Epoch,
     Training,
     check_device,
     check_schedule,
+    check_training,
     count,
     evaluate,
     measure_latency,
+    plan,
     prune,
     save_pruned,
     train,
 )
 from hrel_ext.pruning.checkpoint import write_json
+from hrel_ext.pruning.cycles import score_tensors
+from hrel_ext.pruning.resume import Checkpoints
 from hrel_ext.recipes import Recipe, Stage
-from hrel_ext.zoo.data import Batches, Split, Splits
-from hrel_ext.zoo.models import MODELS
+from hrel_ext.scores import write_atomically
+from hrel_ext.zoo.data import Batches, CropAndFlip, Split, Splits
+from hrel_ext.zoo.models import MODELS, make_model
 
+CHECKPOINTS = "checkpoints"  # folder in the output of an unfinished run
+SCORES = "scores.safetensors"
 EVALUATION_BATCH = 500  # samples; only memory and speed depend on it
 LATENCY_BATCH = 100  # samples
+TRIED = 8  # samples that are scored before any training, to see that the recipe can be run
+TRAINING = ("momentum", "nesterov", "weight_decay", "label_smoothing", "precision", "accumulate")
+RULES = ("target", "limits", "residual", "round_to", "min_channels", "max_ratio")
 
 
 @dataclass
@@ -70,10 +88,12 @@ def run(
     command: str,
     observer: Observer | None = None,
 ) -> dict[str, object]:
-    """Run a recipe and write model.safetensors, model.pt, plan.json and report.json into ``output``.
+    """Run a recipe and write model.safetensors, model.pt, plan.json, scores.safetensors and report.json to ``output``.
 
     Every epoch that is kept, of the whole and of the pruned network, is chosen on the validation split. The test split
-    is read twice: once for the whole network, once for the pruned one.
+    is read twice: once for the whole network, once for the pruned one. A run that was interrupted, at whatever moment,
+    goes on from the folder ``checkpoints`` of its output when it is called again with the same arguments; on the CPU it
+    ends with the same network.
 
     Args:
         recipe: what to train, prune and retrain.
@@ -88,63 +108,75 @@ def run(
         The content of report.json; times in seconds and ms, accuracies in [0, 1], relevances in bits.
 
     Raises:
-        ValueError: a recipe that does not fit its network or device, before any training.
+        ValueError: a recipe that does not fit its network, data or device, before any training; an output with an
+            unfinished run of other settings.
+        OSError: the output cannot be written; what was written before is still there.
     """
     observer, clock = observer or Observer(), _Clock()
     check_device(device)
-    torch.manual_seed(seed)
-    model = MODELS[recipe.model]()
-    check_schedule(model, recipe.limits, recipe.shares, recipe.scored)
-    output.mkdir(parents=True, exist_ok=True)
-    model.to(device)
+    set_seed(seed)
+    memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    model = _network(recipe, splits).to(device, memory_format=memory_format)
     splits = splits.to(device)
     example = splits.train.images[:1]
+    states = output / CHECKPOINTS
+    begun = Checkpoints(states / "run", {**asdict(recipe), "seed": seed, "samples": _sizes(splits)})
+    try:
+        going_on = begun.latest()
+    except ValueError as error:
+        raise ValueError(
+            f"output {output} must hold no unfinished run of other settings; give another, or delete {states}: {error}"
+        ) from None
+    rules = {name: getattr(recipe, name) for name in RULES}
+    if not going_on:
+        _check(recipe, model, splits, rules, seed)
+        begun.save(lambda folder: None)
     validation = Batches(splits.validation, EVALUATION_BATCH)
+    augment = _augmentation(recipe, splits)
 
-    def train_stage(stage: Stage, number: int) -> Training:
-        return train(
-            model,
-            Batches(splits.train, recipe.batch_size, seed=seed + number, drop_last=True),
-            validation,
-            epochs=stage.epochs,
-            learning_rate=stage.learning_rate,
-            milestones=stage.milestones,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            seed=seed,
-            device=device,
-            on_epoch=observer.on_epoch,
-        )
-
-    def retrain(_: nn.Module, number: int) -> None:
-        observer.on_stage(f"cycle {number}", recipe.cycle.epochs)
-        with clock.time("retrain"):
-            train_stage(recipe.cycle, number)
+    def train_stage(name: str, stage: Stage, number: int, teacher: nn.Module | None = None) -> Training | None:
+        if number > 1:  # what it left behind is in the checkpoint of the cycles by now
+            shutil.rmtree(states / f"cycle-{number - 1}", ignore_errors=True)
+        observer.on_stage(name, stage.epochs)
+        if not stage.epochs:
+            return None
+        with clock.time("retrain" if name.startswith("cycle") else name):
+            return train(
+                model,
+                Batches(splits.train, recipe.batch_size, seed=seed + number, drop_last=True, augment=augment),
+                validation,
+                **_settings(recipe, stage),
+                teacher=teacher,
+                distillation=recipe.distillation if teacher else 0.0,
+                seed=seed,
+                device=device,
+                checkpoint=states / name.replace(" ", "-"),
+                on_epoch=observer.on_epoch,
+            )
 
     with clock.time("total"):
-        observer.on_stage("baseline", recipe.baseline.epochs)
-        with clock.time("baseline"):
-            trained = train_stage(recipe.baseline, 0)
-        before = _measure(model, splits.test, trained)
+        trained = train_stage("baseline", recipe.baseline, 0)
+        before = _measured_once(states / "before", lambda: _measure(model, splits, trained))
+        teacher = copy.deepcopy(model) if recipe.distillation else None
         with clock.time("score and prune, retraining included"):
+            batches = _scored(recipe, splits.train, seed)
             result = prune(
                 model,
-                Batches(splits.train, recipe.batch_size, seed=seed, drop_last=True),
+                batches,
                 example,
-                limits=recipe.limits,
+                **rules,
                 shares=recipe.shares,
-                retrain=retrain,
+                cycles=recipe.cycles,
+                retrain=lambda _, number: train_stage(f"cycle {number}", recipe.cycle, number, teacher),
                 evaluate=lambda pruned: evaluate(pruned, validation).accuracy,
+                max_drop=recipe.max_drop,
                 scored=recipe.scored,
-                sigma=recipe.sigma,
-                alpha=recipe.alpha,
+                criterion=_criterion(recipe, batches, seed, observer.progress),
+                checkpoint=states / "cycles",
                 on_cycle=observer.on_cycle,
-                progress=observer.progress,
             )
-        observer.on_stage("final", recipe.final.epochs)
-        with clock.time("final"):
-            retrained = train_stage(recipe.final, len(result.cycles) + 1)
-        after = _measure(model, splits.test, retrained)
+        retrained = train_stage("final", recipe.final, len(result.cycles) + 1, teacher)
+        after = _measure(model, splits, retrained)
 
     report = {
         "command": command,
@@ -152,27 +184,35 @@ def run(
         "seed": seed,
         "device": device,
         "environment": environment(),
-        "samples": {name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
+        "samples": _sizes(splits),
         "filters": {"before": dict(result.original), "after": result.cycles[-1].filters},
+        "layers": [{**asdict(layer), "got": layer.got} for layer in result.plan.layers],
         "before": before,
         "after": after,
         "test_accuracy_drop_points": 100 * (before["test_accuracy"] - after["test_accuracy"]),
         "cycles": [_cycle_row(cycle) for cycle in result.cycles],
+        "stopped": result.stopped,
         "seconds": clock.seconds,
+        "resumed": bool(going_on),
     }
     save_pruned(
         output,
         model,
         result,
         input_shape=tuple(example.shape[1:]),
-        model_name=recipe.model,
+        model_name=recipe.model if recipe.model in MODELS else None,
+        num_classes=_num_classes(splits),
         recipe=report["recipe"],
         environment=report["environment"],
         seed=seed,
         test_accuracy=after["test_accuracy"],
         validation_accuracy=after["validation_accuracy"],
     )
+    content = save(score_tensors(result.cycles))
+    write_atomically(output / SCORES, lambda path: path.write_bytes(content))
     write_json(output / "report.json", report)
+    finished = states.rename(output / f".{CHECKPOINTS}")  # in one step: half a set of states must not be found
+    shutil.rmtree(finished)
     return report
 
 
@@ -199,17 +239,105 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _measure(model: nn.Module, test: Split, training: Training) -> dict[str, float]:
+def _network(recipe: Recipe, splits: Splits) -> nn.Module:
+    """The network of a recipe, one of ours with as many outputs as the data has classes."""
+    options = {"num_classes": _num_classes(splits)} if recipe.model in MODELS else {}
+    return make_model(recipe.model, **options)
+
+
+def _num_classes(splits: Splits) -> int:
+    return int(splits.train.labels.max()) + 1
+
+
+def _sizes(splits: Splits) -> dict[str, int]:
+    return {name: len(getattr(splits, name)) for name in ("train", "validation", "test")}
+
+
+def _scored(recipe: Recipe, train: Split, seed: int) -> Batches:
+    """The mini-batches that filters are scored on: all of the training split, or some drawn by the seed."""
+    if recipe.scored_batches is not None:
+        full = len(train) // recipe.batch_size
+        if not 1 <= recipe.scored_batches <= full:
+            raise ValueError(
+                f"scored_batches must be between 1 and the {full} mini-batches of the training split, "
+                f"got {recipe.scored_batches}"
+            )
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+        rows = order[: recipe.scored_batches * recipe.batch_size].to(train.labels.device)
+        train = Split(train.images[rows], train.labels[rows])
+    return Batches(train, recipe.batch_size, seed=seed, drop_last=True)
+
+
+def _settings(recipe: Recipe, stage: Stage) -> dict[str, object]:
+    """The arguments of `train` that a recipe decides, but for the teacher."""
+    return {**asdict(stage), **{name: getattr(recipe, name) for name in TRAINING}}
+
+
+def _criterion(
+    recipe: Recipe, batches: Iterable[Batch], seed: int, progress: Callable[[Iterable[Batch]], Iterable[Batch]]
+) -> Criterion:
+    """The criterion of a recipe, with those of its settings that this one has."""
+    if recipe.criterion not in CRITERIA:
+        raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {recipe.criterion!r}")
+    criterion = CRITERIA[recipe.criterion]
+    settings = {
+        "sigma": None if recipe.sigma == "layer" else recipe.sigma,
+        "alpha": recipe.alpha,
+        "where": recipe.where,
+        "seed": seed,
+        "progress": progress,
+    }
+    parameters = inspect.signature(criterion).parameters
+    return criterion(batches, **{name: value for name, value in settings.items() if name in parameters})
+
+
+def _check(recipe: Recipe, model: nn.Module, splits: Splits, rules: dict[str, object], seed: int) -> None:
+    """Plan, and score a few samples with a copy of the untrained network, so that a mistake costs no training."""
+    for stage in (recipe.baseline, recipe.cycle, recipe.final):
+        if stage.epochs:
+            check_training(**_settings(recipe, stage), distillation=recipe.distillation)
+    example = splits.train.images[:1]
+    if recipe.limits is not None:
+        check_schedule(model, recipe.limits, recipe.shares or {}, recipe.scored)
+    made = plan(model, example, **rules)
+    few = Split(splits.train.images[:TRIED], splits.train.labels[:TRIED])
+    names = [name for group in made.groups for name in made.scored(group)]
+    criterion = _criterion(recipe, Batches(few, len(few)), seed, lambda batches: batches)
+    criterion.table(copy.deepcopy(model), {name: (recipe.scored or {}).get(name, name) for name in names})
+    _scored(recipe, splits.train, seed)
+
+
+def _augmentation(recipe: Recipe, splits: Splits) -> CropAndFlip | None:
+    """Crops with an eighth of the side as margin, 4 pixels for CIFAR-10, as in HRel's code."""
+    if not recipe.augment:
+        return None
+    images = splits.train.images
+    black = images[: min(len(images), 100)].amin(dim=(0, 2, 3)).tolist()
+    return CropAndFlip(images.shape[-1] // 8, tuple(black))
+
+
+def _measured_once(states: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What was measured before the interruption, if it was."""
+    store = Checkpoints(states, {})
+    if folder := store.latest():
+        return json.loads((folder / "measured.json").read_text())
+    measured = measure()
+    store.save(lambda folder: write_json(folder / "measured.json", measured))
+    return measured
+
+
+def _measure(model: nn.Module, splits: Splits, training: Training | None) -> dict[str, float]:
     """Costs, latency and accuracies of a trained network; reads the test split once."""
-    latency = measure_latency(model, test.images[:LATENCY_BATCH])
+    latency = measure_latency(model, splits.test.images[:LATENCY_BATCH])
+    validation = training.best.validation if training else evaluate(model, Batches(splits.validation, EVALUATION_BATCH))
     return {
-        **asdict(count(model, test.images[:1])),
+        **asdict(count(model, splits.test.images[:1])),
         "latency_ms": latency.median_ms,
         "latency_batch_size": latency.batch_size,
         "latency_threads": latency.threads,
-        "chosen_epoch": training.best.number,
-        "validation_accuracy": training.best.validation.accuracy,
-        "test_accuracy": evaluate(model, Batches(test, EVALUATION_BATCH)).accuracy,
+        "chosen_epoch": training.best.number if training else 0,
+        "validation_accuracy": validation.accuracy,
+        "test_accuracy": evaluate(model, Batches(splits.test, EVALUATION_BATCH)).accuracy,
     }
 
 
@@ -218,8 +346,9 @@ def _cycle_row(cycle: Cycle) -> dict[str, object]:
         "cycle": cycle.number,
         "filters": cycle.filters,
         "validation_accuracy": cycle.accuracy,
+        **asdict(cycle.cost),
         "removed": {name: list(indices) for name, indices in cycle.removed.items()},
-        "relevance_mean_bits": {name: scores.mean.tolist() for name, scores in cycle.scores.items()},
-        "relevance_std_bits": {name: scores.std.tolist() for name, scores in cycle.scores.items()},
+        "score_mean": {name: scores.mean.tolist() for name, scores in cycle.scores.items()},
+        "score_std": {name: scores.std.tolist() for name, scores in cycle.scores.items()},
         "mini_batches": {name: len(scores.per_batch) for name, scores in cycle.scores.items()},
     }

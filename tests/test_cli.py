@@ -54,7 +54,7 @@ def test_prune_writes_a_report_and_a_network_that_loads(tmp_path):
     assert report["seed"] == 3 and report["environment"]["torch"] == torch.__version__
     assert report["before"]["conv_macs"] == 1_888_000
     assert report["after"]["conv_macs"] == 24 * 24 * 17 * 25 + 8 * 8 * 30 * 17 * 25
-    assert len(report["cycles"][0]["relevance_mean_bits"]["conv2"]) == 50
+    assert len(report["cycles"][0]["score_mean"]["conv2"]) == 50
     for side in ("before", "after"):
         assert 0 < report[side]["test_accuracy"] <= 1 and report[side]["latency_ms"] > 0
     assert load_pruned(folder).conv2.weight.shape == (30, 17, 5, 5)
@@ -89,9 +89,21 @@ def test_help_and_doctor():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     (
-        (["alexnet"], "MODEL and --data must be one of: lenet5 --data digits, lenet5 --data mnist; got alexnet"),
-        (["lenet5", "--target", "macs=0.4"], "--target must come with --plan, got no --plan"),
-        (["--model", "json:loads", "--plan"], "--model must name a function without arguments that returns a torch"),
+        (["alexnet"], "MODEL must be one of lenet5, vgg16, resnet20,"),
+        (["lenet5", "--data", "cifar100"], "--data must be one of digits, mnist,"),
+        (["lenet5", "--target", "macs=0.4", "--limit", "conv1=3"], "--target must be given without --limit and"),
+        (["lenet5", "--cycles", "3"], "--cycles must come with --target, got no --target"),
+        (["lenet5", "--input", "1,28,28"], "--input must come with --plan, got no --plan"),
+        (["vgg16"], "--target or --limit must say what is to be left, got neither"),
+        (["lenet5", "--criterion", "best"], "criterion must be one of hrel, "),
+        (["lenet5", "--where", "bn"], "layers must have the tensor of where='bn', got convolutions without it: conv1 "),
+        (["lenet5", "--scored-batches", "12"], "scored_batches must be between 1 and the 11 mini-batches"),
+        (["lenet5", "--distillation", "2"], "distillation must be between 0 and 1, got 2.0"),
+        (["lenet5", "--precision", "int8"], "precision must be one of no, bf16, fp16, got 'int8'"),
+        (
+            ["--model", "json:loads", "--plan", "--target", "macs=0.4"],
+            "model must name a function without arguments that",
+        ),
         (["vgg16", "--plan", "--target", "macs=0.4", "--input", "3"], "--input must be C,H,W, got '3'"),
         (["lenet5", "--limit", "conv1"], "--limit must be LAYER=INTEGER, got 'conv1'"),
         (["lenet5", "--limit", "conv7=3"], "limits must name convolutions of the model (conv1, conv2), got 'conv7'"),

@@ -33,7 +33,7 @@ from hrel_ext.pruning.planning import LayerPlan, Plan, plan
 from hrel_ext.pruning.pruner import PruningResult, check_schedule, prune, schedule
 from hrel_ext.pruning.resume import DamagedCheckpointWarning
 from hrel_ext.pruning.state import recalibrate
-from hrel_ext.pruning.training import Epoch, Evaluation, Training, check_device, evaluate, train
+from hrel_ext.pruning.training import Epoch, Evaluation, Training, check_device, check_training, evaluate, train
 
 __all__ = [
     "CRITERIA",
@@ -65,6 +65,7 @@ __all__ = [
     "Training",
     "check_device",
     "check_schedule",
+    "check_training",
     "count",
     "evaluate",
     "load_pruned",

@@ -28,6 +28,7 @@ def save_pruned(
     *,
     input_shape: tuple[int, ...],
     model_name: str | None = None,
+    num_classes: int | None = None,
     **details: object,
 ) -> None:
     """Write a pruned network: ``model.safetensors``, ``model.pt`` (the state dict for torch.load), ``plan.json``.
@@ -41,6 +42,7 @@ def save_pruned(
         result: what `hrel_ext.pruning.prune` returned for it.
         input_shape: shape of one sample, without N.
         model_name: name in `hrel_ext.zoo.models.MODELS`; None for a network of your own.
+        num_classes: its outputs where they are not those it has by itself.
         details: whatever else belongs into the plan, such as recipe, seed, versions, metrics; JSON values.
     """
     directory = Path(directory)
@@ -50,6 +52,7 @@ def save_pruned(
     plan = {
         "schema_version": SCHEMA_VERSION,
         "model": model_name,
+        "num_classes": num_classes,
         "input_shape": list(input_shape),
         "target": dict(result.plan.target) if result.plan.target else None,
         "groups": [list(group.convolutions) for group in result.plan.groups],  # the first one names the group
@@ -100,7 +103,8 @@ def load_pruned(directory: str | os.PathLike, model_fn: Callable[[], nn.Module] 
     weights = (directory / plan["weights"]["file"]).read_bytes()
     if (digest := hashlib.sha256(weights).hexdigest()) != plan["weights"]["sha256"]:
         raise ValueError(f"sha256 of {WEIGHTS} must be the {plan['weights']['sha256']} of its plan, got {digest}")
-    model = (model_fn or MODELS[plan["model"]])()
+    options = {} if model_fn or not plan.get("num_classes") else {"num_classes": plan["num_classes"]}
+    model = (model_fn or MODELS[plan["model"]])(**options)
     removed = {
         name: sorted(set(range(layer["original"])) - set(layer["kept"])) for name, layer in plan["layers"].items()
     }

@@ -136,7 +136,10 @@ def train(
         "accumulate": accumulate,
         "seed": seed,
     }
-    _check(settings, teacher)
+    check_training(**settings)
+    if (distillation > 0) != (teacher is not None):
+        rule = "0 without a teacher" if teacher is None else "above 0 with a teacher"
+        raise ValueError(f"distillation must be {rule}, got {distillation}")
     check_device(device)
     settings["parameters"] = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     store = None if checkpoint is None else Checkpoints(checkpoint, settings)
@@ -219,6 +222,30 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
     return Evaluation(correct / count, loss / count)
 
 
+def check_training(
+    *,
+    epochs: int,
+    learning_rate: float,
+    label_smoothing: float,
+    distillation: float,
+    precision: str,
+    accumulate: int,
+    **others: object,
+) -> None:
+    """Raise ValueError unless `train` can run with these arguments, which it names."""
+    for name, value in (("epochs", epochs), ("accumulate", accumulate)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
+    if not 0 <= distillation <= 1:
+        raise ValueError(f"distillation must be between 0 and 1, got {distillation}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+
 def check_device(device: str) -> None:
     """Raise ValueError unless training can run on ``device``: "cpu", or "cuda" where torch sees a GPU."""
     if device not in ("cpu", "cuda"):
@@ -251,22 +278,6 @@ class _Loss:
         got = log_softmax(logits / TEMPERATURE, dim=1)
         soft = kl_div(got, wanted, reduction="batchmean", log_target=True) * TEMPERATURE**2
         return (1 - self._weight) * loss + self._weight * soft
-
-
-def _check(settings: Mapping[str, object], teacher: nn.Module | None) -> None:
-    for name in ("epochs", "accumulate"):
-        if settings[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {settings[name]}")
-    if not settings["learning_rate"] > 0:
-        raise ValueError(f"learning_rate must be above 0, got {settings['learning_rate']}")
-    if not 0 <= settings["label_smoothing"] < 1:
-        raise ValueError(f"label_smoothing must be at least 0 and below 1, got {settings['label_smoothing']}")
-    if settings["precision"] not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {settings['precision']!r}")
-    weight = settings["distillation"]
-    if not (0 < weight <= 1 if teacher is not None else weight == 0):
-        rule = "above 0 and at most 1 with a teacher" if teacher is not None else "0 without a teacher"
-        raise ValueError(f"distillation must be {rule}, got {weight}")
 
 
 def _best(history: Sequence[Epoch]) -> Epoch:

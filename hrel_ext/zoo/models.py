@@ -1,6 +1,9 @@
 """The networks of the paper's experiments, as in the authors' code (layers, initial weights), and others by name."""
 # SPDX-License-Identifier: MIT
 
+import importlib
+import os
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -201,3 +204,33 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v2": partial(_torchvision, "mobilenet_v2"),
     "densenet121": partial(_torchvision, "densenet121"),
 }
+
+
+def make_model(name: str, **options: int) -> nn.Module:
+    """A network by name, with fresh weights if it is one of ours.
+
+    Args:
+        name: key of `MODELS`, or PACKAGE.MODULE:FUNCTION that makes a network; the working directory is searched, too.
+        options: of the function, say ``num_classes`` of one of `MODELS`.
+
+    Raises:
+        ValueError: neither of both, or the function does not return a network.
+        ImportError: the module is not found.
+    """
+    if name in MODELS:
+        return MODELS[name](**options)
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise ValueError(f"model must be one of {', '.join(MODELS)}, or PACKAGE.MODULE:FUNCTION, got {name!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    make = getattr(importlib.import_module(module), function, None)
+    try:
+        network = make(**options)
+    except TypeError as error:
+        network = error
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            f"model must name a function without arguments that returns a torch.nn.Module, got {name!r}: {network!r}"
+        )
+    return network

@@ -1,0 +1,282 @@
+"""Runs that are interrupted: killed at random moments, with damaged states, on a full disk; nothing is lost."""
+# SPDX-License-Identifier: MIT
+
+import dataclasses
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hrel_ext import experiment
+from hrel_ext.pruning import DamagedCheckpointWarning, prune, train
+from hrel_ext.pruning.resume import Checkpoints
+from hrel_ext.recipes import RECIPES, Stage
+from hrel_ext.zoo.data import Batches, Split, Splits, digits
+
+RUNS = 20
+short = Stage(epochs=2, learning_rate=0.02)
+RECIPE = dataclasses.replace(
+    RECIPES["lenet5", "digits"],
+    limits={"conv1": 17, "conv2": 30},
+    baseline=short,
+    cycle=short,
+    final=short,
+    batch_size=50,
+    distillation=0.5,
+)
+
+
+def some_digits():
+    splits = digits(0)
+    return Splits(
+        *(Split(part.images[:150], part.labels[:150]) for part in (splits.train, splits.validation, splits.test))
+    )
+
+
+def run(output, observer=None):
+    experiment.LATENCY_BATCH = 1  # sixty passes are timed
+    return experiment.run(
+        RECIPE, some_digits(), seed=0, device="cpu", output=output, command="hrel prune", observer=observer
+    )
+
+
+def result_of(folder):
+    """What must not depend on interruptions."""
+    report = json.loads((folder / "report.json").read_text())
+    accuracies = [report[side][f"{split}_accuracy"] for side in ("before", "after") for split in ("validation", "test")]
+    cycles = [(row["removed"], row["score_mean"], row["validation_accuracy"]) for row in report["cycles"]]
+    return report["filters"], accuracies, cycles, (folder / "model.safetensors").read_bytes()
+
+
+def main(folder):
+    """Run once, then again and again with a SIGKILL at a random moment, each in a fork of a process with one thread."""
+
+    def fork(output):
+        if not (child := os.fork()):
+            torch.set_num_threads(1)
+            run(output)
+            os._exit(0)
+        return child
+
+    assert os.waitstatus_to_exitcode(os.waitpid(fork(folder / "reference"), 0)[1]) == 0  # files are in the cache now
+    start = time.perf_counter()
+    assert os.waitstatus_to_exitcode(os.waitpid(fork(folder / "again"), 0)[1]) == 0
+    seconds = time.perf_counter() - start
+    draw = random.Random(0)
+    killed = 0
+    for number in range(RUNS):
+        output = folder / str(number)
+        child = fork(output)
+        time.sleep(draw.uniform(0.02, 1) * seconds)
+        os.kill(child, signal.SIGKILL)
+        killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        assert os.waitstatus_to_exitcode(os.waitpid(fork(output), 0)[1]) == 0
+    print(killed)
+
+
+def test_runs_killed_at_random_moments_end_like_one_that_was_not(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) >= 0.7 * RUNS
+    reference = result_of(tmp_path / "reference")
+    for number in range(RUNS):
+        assert result_of(tmp_path / str(number)) == reference, number
+        assert sorted(file.name for file in (tmp_path / str(number)).iterdir()) == [
+            "model.pt",
+            "model.safetensors",
+            "plan.json",
+            "report.json",
+            "scores.safetensors",
+        ]
+
+
+def test_a_run_goes_on_after_an_error_and_shows_what_was_done(tmp_path):
+    cycles = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(cycle):
+        cycles.append(cycle.number)
+        if cycles == [1, 2]:
+            raise Stop
+
+    observer = experiment.Observer(on_cycle=stop)
+    with pytest.raises(Stop):
+        run(tmp_path, observer)
+    assert run(tmp_path, observer)["resumed"] and cycles == [1, 2, 1, 2, 3, 4]
+
+
+def test_an_unfinished_run_of_other_settings_is_refused(tmp_path):
+    Checkpoints(tmp_path / "checkpoints/run", {"seed": 1}).save(lambda folder: None)
+    with pytest.raises(ValueError, match=r"must hold no unfinished run of other settings; give another, or delete .*"):
+        run(tmp_path)
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Checkpoints(tmp_path / "states", {"rate": 0.1, "layers": ("a", "b")})
+    for number in range(4):
+        store.save(lambda folder, number=number: (folder / "number").write_text(str(number)))
+    return store
+
+
+def test_the_last_two_states_are_kept(store, tmp_path):
+    assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["000003", "000004"]
+    assert (store.latest() / "number").read_text() == "3"
+    assert Checkpoints(tmp_path / "none", {}).latest() is None
+
+
+@pytest.mark.parametrize("damage", ("truncated", "flipped", "missing", "manifest", "empty", "path"))
+def test_a_damaged_state_is_noticed_and_the_one_before_it_used(damage, store, tmp_path):
+    newest = tmp_path / "states/000004"
+    manifest = newest / "manifest.json"
+    if damage == "truncated":
+        (newest / "number").write_text("")
+    elif damage == "flipped":
+        (newest / "number").write_bytes(bytes([(newest / "number").read_bytes()[0] ^ 1]))
+    elif damage == "missing":
+        (newest / "number").unlink()
+    elif damage == "manifest":
+        manifest.write_text(manifest.read_text()[:-20])
+    elif damage == "empty":
+        manifest.write_text("{}")
+    else:
+        manifest.write_text(manifest.read_text().replace('"number"', '"../../number"'))
+    with pytest.warns(DamagedCheckpointWarning, match=r"000004 is damaged, the one before it is used: "):
+        assert (store.latest() / "number").read_text() == "2"
+    (tmp_path / "states/000003/manifest.json").write_text("[]")
+    with pytest.warns(DamagedCheckpointWarning, match=r"000003 is damaged, there is none before it: "):
+        assert store.latest() is None
+
+
+def test_other_settings_are_named(store, tmp_path):
+    message = "must be of the same work, got rate 0.1 there and 0.2 here, seed null there and 3 here"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Checkpoints(tmp_path / "states", {"rate": 0.2, "layers": ["a", "b"], "seed": 3}).latest()
+
+
+def test_a_write_that_fails_leaves_the_states_there_were(store, tmp_path):
+    def full(folder):
+        (folder / "number").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    message = "states, the one before it is kept: [Errno 28] No space left on device"
+    with pytest.raises(OSError, match=re.escape(message)):
+        store.save(full)
+    assert (store.latest() / "number").read_text() == "3" and not (tmp_path / "states/.unfinished").exists()
+
+
+def perceptron():
+    torch.manual_seed(7)
+    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.Linear(16, 3))
+
+
+@pytest.fixture
+def split(rng):
+    labels = torch.arange(60) % 3
+    return Split(torch.randn(60, 4, generator=rng) + nn.functional.one_hot(labels, 4), labels)
+
+
+@pytest.mark.parametrize("milestones", (None, (1, 3)))
+def test_a_training_goes_on_bit_for_bit_and_a_finished_one_returns(milestones, split, tmp_path):
+    def trained(checkpoint=None, stop=None):
+        def on_epoch(epoch):
+            seen.append(epoch.number)
+            if epoch.number == stop:
+                raise KeyboardInterrupt
+
+        model, seen = perceptron(), []
+        batches = Batches(split, 10, seed=2, augment=lambda x, g: x + torch.rand(x.shape, generator=g))
+        options = {"epochs": 5, "learning_rate": 0.1, "milestones": milestones, "checkpoint": checkpoint}
+        history = train(model, batches, Batches(split, 60), seed=1, on_epoch=on_epoch, **options)
+        return model.state_dict(), history, seen
+
+    whole, history, _ = trained()
+    for stop in (2, 4):
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path, stop)
+    for _ in range(2):
+        weights, again, seen = trained(tmp_path)
+        assert again == history and seen == [1, 2, 3, 4, 5]
+        assert all(torch.equal(weights[name], whole[name]) for name in whole)
+
+
+def test_pruning_goes_on_with_an_optimizer_and_does_not_score_twice(rng, tmp_path):
+    labels = torch.arange(16) % 4
+    batches = [(torch.rand(16, 3, 8, 8, generator=rng) * 2 + labels[:, None, None, None], labels) for _ in range(3)]
+    scored = []
+
+    def pruned(checkpoint=None, stop=None):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten())
+        model.append(nn.Linear(128, 4))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+        def retrain(model, number):
+            if number == stop:
+                raise KeyboardInterrupt
+            for x, y in batches:
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x), y).backward()
+                optimizer.step()
+
+        result = prune(
+            model,
+            batches,
+            torch.zeros(1, 3, 8, 8),
+            target={"macs": 0.4},
+            cycles=3,
+            retrain=retrain,
+            evaluate=lambda model: 0.5,
+            max_drop=0.1,
+            optimizer=optimizer,
+            checkpoint=checkpoint,
+            progress=lambda batches: scored.append(stop) or batches,
+        )
+        momenta = [optimizer.state[p]["momentum_buffer"] for p in model.parameters()]
+        return result, [*model.state_dict().values(), *momenta]
+
+    result, tensors = pruned()
+    assert len(scored) == 3
+    for stop, passes in ((2, 2), (3, 1)):
+        scored.clear()
+        with pytest.raises(KeyboardInterrupt):
+            pruned(tmp_path, stop)
+        assert len(scored) == passes
+    scored.clear()
+    again, same = pruned(tmp_path)
+    assert not scored  # the last cycle had been scored before it was interrupted
+    assert all(map(torch.equal, tensors, same))
+    for cycle, other in zip(result.cycles, again.cycles, strict=True):
+        assert (cycle.removed, cycle.kept, cycle.accuracy, cycle.cost) == (
+            other.removed,
+            other.kept,
+            other.accuracy,
+            other.cost,
+        )
+        assert all(torch.equal(cycle.scores[n].per_batch, other.scores[n].per_batch) for n in cycle.scores)
+    with pytest.raises(ValueError, match="must be of the same work, got cycles 3 there and 2 here"):
+        prune(
+            nn.Sequential(nn.Conv2d(3, 8, 3)),
+            batches,
+            torch.zeros(1, 3, 8, 8),
+            target={"macs": 0.4},
+            cycles=2,
+            checkpoint=tmp_path,
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
