@@ -15,8 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from accelerate.utils import set_seed
-from safetensors.torch import save
 from torch import nn
 
 from hrel_ext._ops import build_info
@@ -39,10 +37,9 @@ from hrel_ext.pruning import (
     train,
 )
 from hrel_ext.pruning.checkpoint import write_json
-from hrel_ext.pruning.cycles import score_tensors
+from hrel_ext.pruning.cycles import write_scores
 from hrel_ext.pruning.resume import Checkpoints
 from hrel_ext.recipes import Recipe, Stage
-from hrel_ext.scores import write_atomically
 from hrel_ext.zoo.data import Batches, CropAndFlip, Split, Splits
 from hrel_ext.zoo.models import MODELS, make_model
 
@@ -114,7 +111,7 @@ def run(
     """
     observer, clock = observer or Observer(), _Clock()
     check_device(device)
-    set_seed(seed)
+    torch.manual_seed(seed)
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model = _network(recipe, splits).to(device, memory_format=memory_format)
     splits = splits.to(device)
@@ -208,10 +205,11 @@ def run(
         test_accuracy=after["test_accuracy"],
         validation_accuracy=after["validation_accuracy"],
     )
-    content = save(score_tensors(result.cycles))
-    write_atomically(output / SCORES, lambda path: path.write_bytes(content))
+    write_scores(output / SCORES, result.cycles)
     write_json(output / "report.json", report)
-    finished = states.rename(output / f".{CHECKPOINTS}")  # in one step: half a set of states must not be found
+    finished = output / f".{CHECKPOINTS}"
+    shutil.rmtree(finished, ignore_errors=True)  # of an earlier run that was killed at the next but one line
+    states.rename(finished)  # in one step: half a set of states must not be found
     shutil.rmtree(finished)
     return report
 

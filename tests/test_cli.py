@@ -4,12 +4,15 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
+from hrel_ext import cli
 from hrel_ext.pruning import load_pruned
 from hrel_ext.zoo.data import mnist
 
@@ -18,19 +21,25 @@ needs_mnist = pytest.mark.skipif(
 )
 
 
-def hrel(*arguments, cwd=None):
+def start(*arguments, cwd=None):
     environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "hrel_ext.cli", *arguments],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
         cwd=cwd,
         env=environment,
     )
 
 
-def test_prune_writes_a_report_and_a_network_that_loads(tmp_path):
+def hrel(*arguments, cwd=None):
+    process = start(*arguments, cwd=cwd)
+    stdout, stderr = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
+
+
+def test_a_run_that_is_interrupted_goes_on_and_writes_a_report_and_a_network_that_loads(tmp_path):
     options = [
         "--epochs",
         "2",
@@ -43,11 +52,21 @@ def test_prune_writes_a_report_and_a_network_that_loads(tmp_path):
         "--limit",
         "conv2=30",
     ]
-    done = hrel("prune", "lenet5", *options, "--percent", "conv2=20", "--seed", "3", cwd=tmp_path)
+    command = ["prune", "lenet5", *options, "--percent", "conv2=20", "--seed", "3"]
+    process = start(*command, cwd=tmp_path)
+    folder = tmp_path / "runs/lenet5-digits"
+    while not (folder / "checkpoints/cycle-1").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == "hrel: interrupted; the same command goes on from runs/lenet5-digits/\n"
+    done = hrel(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "going on with the unfinished run in runs/lenet5-digits/" in done.stdout
     assert "lenet5 on digits, seed 3" in done.stdout and "test accuracy" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
-    folder = tmp_path / "runs/lenet5-digits"
     report = json.loads((folder / "report.json").read_text())
     assert report["filters"] == {"before": {"conv1": 20, "conv2": 50}, "after": {"conv1": 17, "conv2": 30}}
     assert [cycle["filters"]["conv2"] for cycle in report["cycles"]] == [39, 31, 30]
@@ -58,6 +77,25 @@ def test_prune_writes_a_report_and_a_network_that_loads(tmp_path):
     for side in ("before", "after"):
         assert 0 < report[side]["test_accuracy"] <= 1 and report[side]["latency_ms"] > 0
     assert load_pruned(folder).conv2.weight.shape == (30, 17, 5, 5)
+
+
+def test_a_network_of_ones_own_is_trained_and_pruned_to_a_budget(tmp_path):
+    code = (
+        "from torch import nn\n"
+        "def net():\n"
+        "    half = lambda a, b: [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(4)]\n"
+        "    return nn.Sequential(*half(1, 8), *half(8, 16), nn.Flatten(), nn.Linear(16, 10))\n"
+    )
+    (tmp_path / "mine.py").write_text(code)
+    options = ["--epochs", "2", "--cycle-epochs", "1", "--final-epochs", "0", "--batch-size", "50", "--accumulate", "2"]
+    goal = ["--target", "macs=0.5", "--cycles", "2", "--criterion", "taylor", "--where", "relu", "--precision", "bf16"]
+    done = hrel("prune", "--model", "mine:net", *goal, *options, "--distillation", "0.3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "runs/mine.net-digits/report.json").read_text())
+    assert 0.48 <= report["after"]["macs"] / report["before"]["macs"] <= 0.5 and report["after"]["chosen_epoch"] == 0
+    assert report["cycles"][-1]["macs"] == report["after"]["macs"] < report["cycles"][0]["macs"]
+    assert report["recipe"]["criterion"] == "taylor" and report["stopped"] == "the budget is met"
+    assert report["before"]["validation_accuracy"] > 0.3  # two epochs; chance is 0.1
 
 
 def test_a_plan_of_a_network_with_residuals_fits_the_screen_and_trains_nothing(tmp_path):
@@ -114,10 +152,14 @@ def test_help_and_doctor():
         (["lenet5", "--data", "mnist", "--data-dir", "nowhere"], "no MNIST in 'nowhere'"),
     ),
 )
-def test_a_mistake_ends_in_one_line_and_status_2(arguments, message, tmp_path):
-    done = hrel("prune", *arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+def test_a_mistake_ends_in_one_line_and_status_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["hrel", "prune", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    stderr = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert message in stderr and stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -125,7 +167,7 @@ def test_an_output_that_is_a_file_ends_in_one_line_and_status_2(tmp_path):
     (tmp_path / "taken").touch()
     done = hrel("prune", "lenet5", "--output", "taken", cwd=tmp_path)
     assert done.returncode == 2
-    assert "taken" in done.stderr and "Traceback" not in done.stderr
+    assert "taken" in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
 @needs_mnist

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -42,11 +43,10 @@ def some_digits():
     )
 
 
-def run(output, observer=None):
+def run(output, splits=None, observer=None):
     experiment.LATENCY_BATCH = 1  # sixty passes are timed
-    return experiment.run(
-        RECIPE, some_digits(), seed=0, device="cpu", output=output, command="hrel prune", observer=observer
-    )
+    splits = splits or some_digits()
+    return experiment.run(RECIPE, splits, seed=0, device="cpu", output=output, command="hrel prune", observer=observer)
 
 
 def result_of(folder):
@@ -60,10 +60,14 @@ def result_of(folder):
 def main(folder):
     """Run once, then again and again with a SIGKILL at a random moment, each in a fork of a process with one thread."""
 
+    import torch._dynamo  # the first call of an op would import it, seconds in each fork
+
+    splits = some_digits()
+
     def fork(output):
         if not (child := os.fork()):
             torch.set_num_threads(1)
-            run(output)
+            run(output, splits)
             os._exit(0)
         return child
 
@@ -79,7 +83,7 @@ def main(folder):
         time.sleep(draw.uniform(0.02, 1) * seconds)
         os.kill(child, signal.SIGKILL)
         killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        assert os.waitstatus_to_exitcode(os.waitpid(fork(output), 0)[1]) == 0
+        assert os.waitstatus_to_exitcode(os.waitpid(fork(output), 0)[1]) == 0, output
     print(killed)
 
 
@@ -92,7 +96,8 @@ def test_runs_killed_at_random_moments_end_like_one_that_was_not(tmp_path):
     reference = result_of(tmp_path / "reference")
     for number in range(RUNS):
         assert result_of(tmp_path / str(number)) == reference, number
-        assert sorted(file.name for file in (tmp_path / str(number)).iterdir()) == [
+        files = sorted(file.name for file in (tmp_path / str(number)).iterdir())
+        assert [name for name in files if not name.startswith(".")] == [  # a kill can leave a half-written hidden one
             "model.pt",
             "model.safetensors",
             "plan.json",
@@ -113,9 +118,27 @@ def test_a_run_goes_on_after_an_error_and_shows_what_was_done(tmp_path):
             raise Stop
 
     observer = experiment.Observer(on_cycle=stop)
+    (tmp_path / ".checkpoints/run").mkdir(parents=True)  # what a kill leaves while a finished run clears up
     with pytest.raises(Stop):
-        run(tmp_path, observer)
-    assert run(tmp_path, observer)["resumed"] and cycles == [1, 2, 1, 2, 3, 4]
+        run(tmp_path, observer=observer)
+    assert run(tmp_path, observer=observer)["resumed"] and cycles == [1, 2, 1, 2, 3, 4]
+    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / ".checkpoints").exists()
+
+
+def test_a_disk_without_room_ends_a_run_and_loses_nothing(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # what a file may hold: stands for a full disk
+
+    def fill(cycle):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+
+    try:
+        with pytest.raises(OSError, match=r"checkpoints/cycles, the one before it is kept: .*File too large"):
+            run(tmp_path, observer=experiment.Observer(on_cycle=fill))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    numbers = []
+    assert run(tmp_path, observer=experiment.Observer(on_cycle=lambda cycle: numbers.append(cycle.number)))["resumed"]
+    assert numbers == [1, 2, 3, 4]
 
 
 def test_an_unfinished_run_of_other_settings_is_refused(tmp_path):

@@ -75,6 +75,60 @@ def test_a_step_schedule_divides_by_ten_after_its_milestone(split):
     assert steps[0] / steps[1] == pytest.approx(10, rel=0.01)
 
 
+def first_step(split, **options):
+    """What one step of gradient descent with learning rate 1e-3 takes off the weights of a linear layer: 1e-3 times the
+    gradient of the loss."""
+    torch.manual_seed(3)
+    model = nn.Linear(4, 3)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    options = {"epochs": 1, "learning_rate": 1e-3, "milestones": (1,), "momentum": 0.0, "weight_decay": 0.0, **options}
+    train(model, Batches(split, 60), Batches(split, 60), **options)
+    return [b - parameter.detach() for b, parameter in zip(before, model.parameters(), strict=True)], before
+
+
+def gradient(weights, loss):
+    weights = [weight.double().requires_grad_() for weight in weights]
+    return [1e-3 * g.float() for g in torch.autograd.grad(loss(*weights), weights)]
+
+
+def test_parts_of_a_mini_batch_add_up_to_its_gradient(split):
+    whole, _ = first_step(split)
+    parts, _ = first_step(split, accumulate=7)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-7)
+
+
+def test_a_teacher_and_smooth_labels_enter_the_loss_by_their_formula(split):
+    torch.manual_seed(4)
+    teacher = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.9)).train()
+    x, y = split.images.double(), split.labels
+
+    def smooth(weight, bias):
+        log_p = (x @ weight.T + bias).log_softmax(1)
+        target = 0.8 * nn.functional.one_hot(y, 3) + 0.2 / 3
+        return -(target * log_p).sum(1).mean()
+
+    def with_teacher(weight, bias):
+        with torch.no_grad():
+            wanted = (teacher[0](split.images).double() / 4).softmax(1)
+        soft = (wanted * (wanted.log() - ((x @ weight.T + bias) / 4).log_softmax(1))).sum(1).mean()
+        return 0.75 * nn.functional.cross_entropy(x @ weight.T + bias, y) + 0.25 * 16 * soft
+
+    step, weights = first_step(split, label_smoothing=0.2)
+    torch.testing.assert_close(step, gradient(weights, smooth), rtol=0, atol=2e-7)
+    step, weights = first_step(split, teacher=teacher, distillation=0.25)
+    torch.testing.assert_close(step, gradient(weights, with_teacher), rtol=0, atol=2e-7)
+    assert teacher.training and teacher[0].weight.grad is None
+
+
+def test_mixed_precision_leaves_the_network_as_it_was_but_for_its_weights(split):
+    model, training = trained(split, precision="bf16")
+    assert "forward" not in vars(model) and model(split.images).dtype == torch.float32
+    assert training.best.validation == evaluate(model, Batches(split, 60))
+    other, _ = trained(split)
+    assert not torch.equal(model[0].weight, other[0].weight)
+    assert training.epochs[-1].loss < training.epochs[0].loss
+
+
 def test_evaluation_is_the_closed_form_for_known_logits():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
     model = nn.Linear(2, 2, bias=False)
@@ -95,6 +149,12 @@ def test_evaluation_is_the_closed_form_for_known_logits():
     (
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+        ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, got 1.0"),
+        ({"precision": "fp8"}, "precision must be one of no, bf16, fp16, got 'fp8'"),
+        ({"distillation": 1.5}, "distillation must be between 0 and 1, got 1.5"),
+        ({"distillation": 0.5}, "distillation must be 0 without a teacher, got 0.5"),
+        ({"teacher": nn.Linear(4, 3)}, "distillation must be above 0 with a teacher, got 0.0"),
         ({"device": "tpu"}, "device must be cpu or cuda, got 'tpu'"),
     ),
 )

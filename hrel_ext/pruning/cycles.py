@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from hrel_ext.collect import Batch
@@ -16,7 +16,7 @@ from hrel_ext.pruning.cost import Cost
 from hrel_ext.pruning.criteria import FilterScores
 from hrel_ext.pruning.groups import remove_filters
 from hrel_ext.pruning.planning import Measured
-from hrel_ext.scores import LayerScores
+from hrel_ext.scores import LayerScores, write_atomically
 
 _STATE, _TENSORS, _OPTIMIZER, _BATCHES = "state.json", "tensors.safetensors", "optimizer.bin", "batches.bin"
 
@@ -157,6 +157,12 @@ def score_tensors(cycles: Iterable[Cycle | Decision]) -> dict[str, Tensor]:
         for part in ("per_batch", "widths", "null")
         if getattr(scores, part, None) is not None
     }
+
+
+def write_scores(path: Path, cycles: Iterable[Cycle]) -> None:
+    """Write the scores of cycles to one safetensors file, which appears whole or not at all: see `score_tensors`."""
+    content = save(score_tensors(cycles))
+    write_atomically(path, lambda unfinished: unfinished.write_bytes(content))
 
 
 def _scores(tensors: Mapping[str, Tensor], number: int) -> dict[str, LayerScores | FilterScores]:

@@ -4,7 +4,8 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -61,6 +63,23 @@ class Training:
     best: Epoch
 
 
+@contextmanager
+def _own_state() -> Iterator[None]:
+    """Accelerate keeps device and precision for the whole process, as first asked for. A training has its own, and the
+    state that it finds, say of the user's Accelerator, is there again afterwards."""
+    states = [PartialState._shared_state, AcceleratorState._shared_state]
+    found = [dict(state) for state in states]
+    for state in states:
+        state.clear()
+    try:
+        yield
+    finally:
+        for state, content in zip(states, found, strict=True):
+            state.clear()
+            state.update(content)
+
+
+@_own_state()
 def train(
     model: nn.Module,
     train_batches: SizedBatches,
