@@ -66,12 +66,16 @@ class ImageFiles:
         if ahead is not None:
             yield self._images(ahead)
 
+    def take(self, rows: Tensor) -> "ImageFiles":
+        """The files of these rows (n,), unread."""
+        return ImageFiles([self._paths[row] for row in rows.tolist()], self._size, self._device)
+
     def to(self, device: str | torch.device) -> "ImageFiles":
         """The same files, given out on another device."""
         return ImageFiles(self._paths, self._size, device)
 
     def _read(self, rows: slice | Tensor) -> list[Future]:
-        paths = self._paths[rows] if isinstance(rows, slice) else [self._paths[row] for row in rows.tolist()]
+        paths = self._paths[rows] if isinstance(rows, slice) else (self._paths[row] for row in rows.tolist())
         return [self._pool.submit(_decoded, path, self._size) for path in paths]
 
     def _images(self, files: Sequence[Future]) -> Tensor:
@@ -92,6 +96,11 @@ class Split:
     def to(self, device: str | torch.device) -> "Split":
         """The same split on another device."""
         return Split(self.images.to(device), self.labels.to(device))
+
+    def take(self, rows: Tensor) -> "Split":
+        """The split of these rows (n,); files stay unread."""
+        images = self.images[rows] if isinstance(self.images, Tensor) else self.images.take(rows)
+        return Split(images, self.labels[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,13 +326,14 @@ def image_folder(data_dir: str | os.PathLike | None, seed: int = 0, size: int = 
         raise FileNotFoundError(f"no imagefolder in {str(root)!r}: {hint} by --data-dir or HREL_DATA_DIR")
     folders = [datasets.ImageFolder(root / name, allow_empty=True) for name in names]
     _check_classes(folders, least=2 if len(folders) == 2 else 1)
-    parts = [folder.samples for folder in folders]  # (path, label) of every image
-    if len(parts) == 2:
-        held_out = _held_out(torch.tensor(folders[0].targets), seed)
-        parts = [[sample for i, sample in enumerate(parts[0]) if (i in held_out) is drawn] for drawn in (False, True)]
-        parts.append(folders[1].samples)
-    paths_and_labels = (zip(*part, strict=True) for part in parts)
-    return Splits(*(Split(ImageFiles(paths, size), torch.tensor(labels)) for paths, labels in paths_and_labels))
+    learn, *others = (
+        Split(ImageFiles([path for path, _ in folder.samples], size), torch.tensor(folder.targets))
+        for folder in folders
+    )
+    if len(others) == 2:
+        return Splits(learn, *others)
+    held_out = _held_out(learn.labels, seed)  # (N,)
+    return Splits(*(learn.take(rows.nonzero()[:, 0]) for rows in (~held_out, held_out)), *others)
 
 
 def _idx(name: str, data_dir: str | os.PathLike | None, seed: int) -> Splits:
@@ -394,13 +404,13 @@ def _some(names: Collection[str]) -> str:
     return ", ".join(sorted(names)[:3]) + (" and others" if len(names) > 3 else "") or "none"
 
 
-def _held_out(labels: Tensor, seed: int) -> set[int]:
-    """Rows of labels (N,) for validation: a tenth of each class, at least 1 and at most VALIDATION_PER_CLASS."""
-    generator, drawn = torch.Generator().manual_seed(seed), set()
+def _held_out(labels: Tensor, seed: int) -> Tensor:
+    """Which of N samples are for validation: a tenth of each class, at least 1 and at most VALIDATION_PER_CLASS."""
+    generator, drawn = torch.Generator().manual_seed(seed), torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         rows = (labels == label).nonzero()[:, 0]  # (n,)
         order = torch.randperm(len(rows), generator=generator)
-        drawn.update(rows[order[: max(1, min(len(rows) // 10, VALIDATION_PER_CLASS))]].tolist())
+        drawn[rows[order[: max(1, min(len(rows) // 10, VALIDATION_PER_CLASS))]]] = True
     return drawn
 
 
@@ -411,8 +421,7 @@ def _scaled(pixels: Tensor) -> Tensor:
 def _split_off_validation(learn: Split, test: Split, seed: int) -> Splits:
     """Draw the validation images from those to learn from."""
     order = torch.randperm(len(learn), generator=torch.Generator().manual_seed(seed))
-    validation, train = order[:VALIDATION], order[VALIDATION:]
-    return Splits(*(Split(learn.images[rows], learn.labels[rows]) for rows in (train, validation)), test)
+    return Splits(learn.take(order[VALIDATION:]), learn.take(order[:VALIDATION]), test)
 
 
 # Each takes the folder of the data and the seed of the split.
