@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import hrel_ext
 from hrel_ext import reference
 from hrel_ext.pruning import train
-from hrel_ext.recipes import RECIPES
+from hrel_ext.recipes import EXPERIMENTS
 from hrel_ext.zoo.data import DATASETS, Batches
 from hrel_ext.zoo.models import MODELS
 
@@ -40,7 +40,7 @@ UNSEEN_BATCHES = 8  # read behind those that VGG-16 is trained on
 
 def lenet5(effort: int) -> tuple[nn.Module, Iterable[tuple[Tensor, Tensor]]]:
     """Trained for `effort` epochs; with validation mini-batches."""
-    recipe = RECIPES["lenet5", "mnist"]
+    recipe = EXPERIMENTS["lenet5-mnist"]["short"]
     splits, model = DATASETS["mnist"](None, SEED), MODELS["lenet5"]()
     validation = Batches(splits.validation, recipe.batch_size)
     learning = Batches(splits.train, recipe.batch_size, seed=SEED, drop_last=True)

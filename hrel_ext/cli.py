@@ -1,9 +1,11 @@
-"""The command line: ``hrel prune`` runs an experiment, ``hrel doctor`` says what is installed and what runs here."""
+"""The command line: ``hrel prune`` runs an experiment, ``hrel recipes`` lists them, ``hrel doctor`` what runs here."""
 # SPDX-License-Identifier: MIT
 
 import dataclasses
+import json
 import os
 import shlex
+import statistics
 import sys
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +24,7 @@ import torch
 
 from hrel_ext import build_info
 from hrel_ext.collect import Batch
-from hrel_ext.recipes import RECIPES, Recipe, Stage, general
+from hrel_ext.recipes import EXPERIMENTS, RECIPES, Recipe, Stage, general
 from hrel_ext.zoo.data import DATASETS, SHAPES
 from hrel_ext.zoo.models import MODELS, make_model
 
@@ -157,6 +159,29 @@ def _run(recipe: Recipe, data_dir: Path | None, seed: int, device: str, output: 
     console.print(f"{report['stopped']}; {report['seconds']['total']:.0f} s on {device}; written to {output}/")
 
 
+@app.command("recipes")
+def recipes_command(
+    results: Annotated[Path, typer.Option(help="Folder with reports of runs, *.json, for the cost.")] = Path("results"),
+) -> None:
+    """List the experiments: what they end with, how long they train, and what that took where it was measured."""
+    from hrel_ext.pruning import schedule
+
+    reports = [json.loads(path.read_text()) for path in sorted(results.rglob("*.json"))]
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "schedule", "filters left", "epochs", "cycles", "cost"):
+        number = column in ("epochs", "cycles")
+        table.add_column(column, justify="right" if number else "left", no_wrap=column != "filters left")
+    for name, schedules in EXPERIMENTS.items():
+        network = MODELS[schedules["short"].model]()
+        for which, recipe in schedules.items():
+            widths = {layer: network.get_submodule(layer).out_channels for layer in recipe.limits}
+            cycles = len(schedule(widths, recipe.limits, recipe.shares)) - 1
+            epochs = recipe.baseline.epochs + cycles * recipe.cycle.epochs + recipe.final.epochs
+            left = " ".join(map(str, dict.fromkeys(recipe.limits.values())))
+            table.add_row(name, which, left, str(epochs), str(cycles), _cost(recipe, reports))
+    console.print(table)
+
+
 @app.command("doctor")
 def doctor_command() -> None:
     """Print versions, the kernels that were built, and what a call would run on this machine."""
@@ -186,6 +211,21 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         Console(stderr=True).print(f"hrel: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
+
+
+def _cost(recipe: Recipe, reports: Iterable[object]) -> str:
+    """The median time of the runs of a recipe among the reports, whatever their seeds."""
+    asked = json.loads(json.dumps(dataclasses.asdict(recipe)))  # with lists, as in a report
+    seconds: dict[str, list[float]] = {}  # device to those of its runs
+    for report in reports:
+        told = report.get("recipe") if isinstance(report, dict) else None
+        if not told or report.get("resumed"):  # the seconds of a run in parts are those of its last part
+            continue
+        # The text decides nothing, and a tensor that is scored has a name by `where` and one by `scored`.
+        if all(asked.get(key) == value for key, value in told.items() if key not in ("source", "scored")):
+            seconds.setdefault(report["device"], []).append(report["seconds"]["total"])
+    costs = [f"{statistics.median(runs) / 60:.1f} min on {device}" for device, runs in seconds.items()]
+    return ", ".join(costs) or "not measured"
 
 
 def _print_plan(recipe: Recipe, shape: tuple[int, ...]) -> None:

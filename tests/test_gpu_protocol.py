@@ -1,4 +1,4 @@
-"""benchmarks/gpu/run.sh on a CPU: every step is recorded, a failed one is named, nothing is written elsewhere."""
+"""benchmarks/gpu/*.sh on a CPU: every step is recorded, a failed one is named, nothing is written elsewhere."""
 # SPDX-License-Identifier: MIT
 
 import json
@@ -13,15 +13,17 @@ import torch
 import hrel_ext
 from hrel_ext.testing import RESNET50, RESNET56, VGG16
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks/gpu/run.sh"
+SCRIPTS = Path(__file__).parents[1] / "benchmarks/gpu"
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 
 
-def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def run(folder: Path, *arguments: str, script: str = "run.sh", **environment: str) -> subprocess.CompletedProcess:
     """Run the script with this Python, its build folder below ``folder``."""
     variables = os.environ | {"PYTHON": sys.executable, "HREL_BUILD_DIR": str(folder / "build")} | environment
     variables.pop("CMAKE_CUDA_ARCHITECTURES", None)
-    return subprocess.run(["bash", str(SCRIPT), *arguments], env=variables, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        ["bash", str(SCRIPTS / script), *arguments], env=variables, capture_output=True, text=True, timeout=300
+    )
 
 
 def steps_of(out: Path) -> dict:
@@ -113,3 +115,45 @@ def test_a_machine_without_a_gpu_is_one_sentence(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("no GPU: torch.cuda.is_available() is False")
     done = run(tmp_path, "--device", "tpu")
     assert done.returncode == 2 and done.stderr == "--device must be cuda or cpu, got 'tpu'\n"
+
+
+RUN = """
+import json, pathlib, sys
+arguments = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+output = pathlib.Path(arguments["--output"])
+if not output.exists():
+    output.mkdir()
+    sys.exit(124)  # as if it had been cut off
+(output / "report.json").write_text(json.dumps({"name": sys.argv[2], **arguments}))
+"""
+
+
+def test_a_recipe_goes_on_in_the_next_call_until_its_report_is_there(tmp_path):
+    stub = tmp_path / "stub/hrel_ext"
+    stub.mkdir(parents=True)
+    (stub / "__init__.py").touch()
+    (stub / "cli.py").write_text(RUN)
+
+    def call(budget):
+        out = str(tmp_path / "out")
+        options = {"HREL_BUDGET_S": budget, "HREL_DATA_DIR": str(tmp_path / "data"), "PYTHONPATH": str(stub.parent)}
+        done = run(tmp_path, "--device", "cpu", out, script="recipes.sh", HREL_SEED="7", **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return steps_of(tmp_path / "out")["lenet5-digits"]
+
+    report, run_folder = tmp_path / "out/lenet5-digits-seed7.json", tmp_path / "out/runs/lenet5-digits-seed7"
+    assert call("60")["status"] == "unfinished" and run_folder.is_dir() and not report.exists()
+    assert call("60")["status"] == "passed"
+    assert json.loads(report.read_text()) == {
+        **{"name": "lenet5-digits", "--schedule": "short", "--device": "cpu", "--seed": "7"},
+        **{"--data-dir": str(tmp_path / "data"), "--output": str(run_folder)},
+    }
+    again = call("0")
+    assert again["status"] == "passed" and again["reason"] == "finished in an earlier call"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["build", "out", "stub"]
+
+
+def test_a_recipe_without_time_left_is_unfinished_which_is_no_failure(tmp_path):
+    done = run(tmp_path, "--device", "cpu", str(tmp_path / "out"), script="recipes.sh", HREL_BUDGET_S="0")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "1 skipped, 1 unfinished"
+    assert steps_of(tmp_path / "out")["lenet5-digits"]["reason"] == "the budget of 0 s is spent"

@@ -8,10 +8,25 @@ import pytest
 import torch
 from PIL import Image
 
-from hrel_ext.pruning import check_schedule, count
+from hrel_ext.pruning import count
 from hrel_ext.pruning.pruner import remove_filters
-from hrel_ext.recipes import RECIPES
-from hrel_ext.zoo.data import CIFAR10_MEAN, CIFAR10_STD, DATASETS, Batches, CropAndFlip, Split, cifar10, digits, mnist
+from hrel_ext.zoo.data import (
+    BLACK,
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    DATASETS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SHAPES,
+    Batches,
+    CropAndFlip,
+    ImageFiles,
+    Split,
+    cifar10,
+    digits,
+    image_folder,
+    mnist,
+)
 from hrel_ext.zoo.models import MODELS, lenet5
 
 
@@ -123,6 +138,101 @@ def test_missing_cifar10_says_how_to_give_its_folder(tmp_path):
         cifar10(tmp_path)
 
 
+def draw_images(root, part, classes, count, size=(40, 30)):
+    """So many images of each class in root/part; red is the class, green the number, blue grows downwards."""
+    for label, name in enumerate(classes):
+        (root / part / name).mkdir(parents=True)
+        for number in range(count):
+            image = Image.new("RGB", size, (10 * label, number, 0))
+            image.paste((10 * label, number, 200), (0, size[1] // 2, *size))
+            image.save(root / part / name / f"{number:03}.png")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """30 images of three classes in train and in val."""
+    draw_images(tmp_path, "train", "abc", 30)
+    draw_images(tmp_path, "val", "abc", 2)
+    return tmp_path
+
+
+def pixels_of(images):
+    """The bytes that were normalised, (n, 3, H, W)."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((images * std + mean) * 255).round().long()
+
+
+def test_an_image_folder_is_split_by_class_and_read_when_it_is_asked_for(folder):
+    splits = image_folder(folder, seed=3, size=14)
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [81, 9, 6]
+    assert (splits.num_classes, splits.shape) == (3, (3, 14, 14))
+    assert splits.validation.labels.bincount().tolist() == [3, 3, 3]
+    seen = []
+    for part in (splits.train, splits.validation):
+        pixels = pixels_of(part.images[:])
+        assert part.images.shape == pixels.shape == (len(part), 3, 14, 14)
+        assert torch.equal(pixels[:, 0, 7, 7], 10 * part.labels)
+        seen += zip(part.labels.tolist(), pixels[:, 1, 7, 7].tolist(), strict=True)
+    assert sorted(seen) == [(label, number) for label in range(3) for number in range(30)]
+    again, other = (image_folder(folder, seed=seed, size=14).validation.images[:] for seed in (3, 4))
+    assert torch.equal(again, splits.validation.images[:]) and not torch.equal(again, other)
+
+
+def test_an_image_is_resized_by_its_shorter_side_and_cropped_in_the_centre(tmp_path):
+    draw_images(tmp_path, "", "a", 1, size=(60, 20))  # a third of it is left, with the border in its middle
+    pixels = pixels_of(ImageFiles([str(tmp_path / "a/000.png")], size=14)[:])
+    assert pixels[0, 2, :5].unique().tolist() == [0] and pixels[0, 2, 9:].unique().tolist() == [200]
+    assert pixels.shape == (1, 3, 14, 14)
+
+
+def test_batches_of_an_image_folder_are_those_of_the_same_images_in_memory(folder):
+    lazy = image_folder(folder, size=14).train
+    held = Split(lazy.images[:], lazy.labels)
+    crops = CropAndFlip(1, BLACK["imagefolder"])
+    for options in ({}, {"seed": 1}, {"seed": 1, "drop_last": True, "augment": crops}):
+        files, memory = Batches(lazy, 20, **options), Batches(held, 20, **options)
+        for _ in range(2):
+            for (x, y), (wanted, labels) in zip(files, memory, strict=True):
+                assert torch.equal(x, wanted) and torch.equal(y, labels)
+    rows = torch.tensor([5, 80, 5])
+    assert torch.equal(lazy.take(rows).images[:], held.take(rows).images) and lazy.images[rows].device.type == "cpu"
+    second = Batches(lazy.to("cpu"), 20, seed=1)
+    second.load_state_dict(files.state_dict())
+    assert torch.equal(next(iter(second))[1], next(iter(files))[1])
+    images, _ = next(iter(Batches(lazy, 20, seed=1, augment=crops)))
+    assert images.amin((0, 2, 3)).tolist() == pytest.approx(BLACK["imagefolder"])
+
+
+def test_val_is_the_validation_split_where_test_is_there_as_well(folder):
+    draw_images(folder, "test", "abc", 1)
+    splits = image_folder(folder, size=14)
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [90, 6, 3]
+
+
+def test_an_image_folder_that_does_not_fit_is_refused_with_its_path(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"no imagefolder in {str(folder / 'val')!r}: give the")):
+        image_folder(folder / "val")
+    broken = folder / "train/b/007.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(OSError, match=re.escape(f"{str(broken)!r} must be an image that can be read, got: ")):
+        for part in (splits := image_folder(folder, size=14)).train, splits.validation:
+            list(Batches(part, 10))
+    for file in list((folder / "train/b").iterdir())[1:]:
+        file.unlink()
+    message = f"{str(folder / 'train/b')!r} must hold at least 2 images for its class, got 1"
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        image_folder(folder)
+    (folder / "val/d").mkdir()
+    message = f"{str(folder / 'val')!r} must hold the classes of {str(folder / 'train')!r}, got d only here and none"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        image_folder(folder)
+
+
+def test_every_data_set_has_its_shape_and_its_black():
+    assert DATASETS.keys() == SHAPES.keys() == BLACK.keys()
+    assert {name: shape[0] for name, shape in SHAPES.items()} == {name: len(black) for name, black in BLACK.items()}
+
+
 def test_crops_are_windows_of_the_padded_image_some_of_them_mirrored():
     images = torch.arange(1.0, 2 * 5 * 6 + 1).reshape(1, 2, 5, 6).repeat(200, 1, 1, 1)
     out = CropAndFlip(2, (-1.0, -2.0))(images, torch.Generator().manual_seed(0))
@@ -165,9 +275,3 @@ def test_batches_drop_the_rest_and_refuse_what_fills_none(numbers):
         Batches(numbers, 0)
     with pytest.raises(ValueError, match="a split must fill at least one batch of 11, got 10 samples"):
         Batches(numbers, 11, drop_last=True)
-
-
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: f"{recipe.model}-{recipe.data}")
-def test_a_recipe_fits_its_network(recipe):
-    assert RECIPES[recipe.model, recipe.data] is recipe and recipe.data in DATASETS
-    check_schedule(MODELS[recipe.model](), recipe.limits, recipe.shares, recipe.scored)

@@ -1,7 +1,8 @@
-"""The record of a run of run.sh: the machine and the status of every step, in protocol.json; rewritten after each.
+"""The record of a call of run.sh or recipes.sh: the machine and the status of every step, in protocol.json.
 
-Called by run.sh as ``protocol.py OUT_DIR start|describe|step|profile|finish``; ``environment`` is also what every other
-JSON of the run carries. Imports torch only where it describes the machine, so that recording a step costs nothing.
+It is rewritten after each step. Called as ``protocol.py OUT_DIR start|describe|step|profile|finish``; ``environment``
+is also what every other JSON of run.sh carries. Imports torch only where it describes the machine, so that recording a
+step costs nothing.
 """
 # SPDX-License-Identifier: MIT
 
@@ -196,7 +197,7 @@ def main() -> None:
     describe.set_defaults(call=_describe)
     step = commands.add_parser("step", help="record one step")
     step.add_argument("name")
-    step.add_argument("status", choices=("passed", "absent", "unavailable", "skipped", *FAILURES))
+    step.add_argument("status", choices=("passed", "absent", "unavailable", "skipped", "unfinished", *FAILURES))
     step.add_argument("--reason")
     step.add_argument("--seconds", type=float)
     step.add_argument("--limit-s", type=int)

@@ -1,8 +1,9 @@
-"""Image sets held in memory as tensors, split with a seed, and the mini-batches over them."""
+"""Image sets in memory or read from files as they are needed, split with a seed, and the mini-batches over them."""
 # SPDX-License-Identifier: MIT
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,14 +14,80 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 VALIDATION = 5000  # of the 50,000 or 60,000 training images, as many as most published splits
+VALIDATION_PER_CLASS = 50  # of an ImageFolder, as many as ImageNet's own validation set has
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of HRel's code
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those torchvision's weights expect
+
+
+class ImageFiles:
+    """Images in files, as a tensor (N, 3, H, W) whose rows are read when they are asked for, on a pool of threads.
+
+    An image is resized, its shorter side to 8/7 of the crop (256 pixels for 224), cropped in its centre, and
+    normalised by ImageNet's mean and standard deviation of each channel.
+
+    Args:
+        paths: of the files, in the order of the rows.
+        size: height and width of the crop in pixels.
+        device: of the tensors that are given out; files are decoded on the CPU and go there as bytes.
+
+    Source: the resizing, torchvision's references for ImageNet.
+    """
+
+    def __init__(self, paths: Sequence[str], size: int, device: str | torch.device = "cpu") -> None:
+        self._paths, self._size, self._device = paths, size, torch.device(device)
+        self._mean, self._std = (
+            torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD)
+        )  # (3, 1, 1)
+        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, 3, H, W), without reading anything."""
+        return torch.Size((len(self._paths), 3, self._size, self._size))
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        """The images (n, 3, H, W), float32, of a slice or of row numbers (n,).
+
+        Raises:
+            OSError: names a file that cannot be read as an image.
+        """
+        return self._images(self._read(rows))
+
+    def in_turn(self, all_rows: Iterable[slice | Tensor]) -> Iterator[Tensor]:
+        """The images of one set of rows after the other; the next ones are decoded while the caller works."""
+        ahead: list[Future] | None = None
+        for rows in all_rows:
+            current, ahead = ahead, self._read(rows)
+            if current is not None:
+                yield self._images(current)
+        if ahead is not None:
+            yield self._images(ahead)
+
+    def take(self, rows: Tensor) -> "ImageFiles":
+        """The files of these rows (n,), unread."""
+        return ImageFiles([self._paths[row] for row in rows.tolist()], self._size, self._device)
+
+    def to(self, device: str | torch.device) -> "ImageFiles":
+        """The same files, given out on another device."""
+        return ImageFiles(self._paths, self._size, device)
+
+    def _read(self, rows: slice | Tensor) -> list[Future]:
+        paths = self._paths[rows] if isinstance(rows, slice) else (self._paths[row] for row in rows.tolist())
+        return [self._pool.submit(_decoded, path, self._size) for path in paths]
+
+    def _images(self, files: Sequence[Future]) -> Tensor:
+        pixels = torch.stack([file.result() for file in files])  # (n, 3, H, W), uint8
+        return _scaled(pixels.to(self._device)).sub_(self._mean).div_(self._std)
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """Images (N, C, H, W), float32, scaled as the network sees them, and their labels (N,), int64."""
 
-    images: Tensor
+    images: Tensor | ImageFiles
     labels: Tensor
 
     def __len__(self) -> int:
@@ -29,6 +96,11 @@ class Split:
     def to(self, device: str | torch.device) -> "Split":
         """The same split on another device."""
         return Split(self.images.to(device), self.labels.to(device))
+
+    def take(self, rows: Tensor) -> "Split":
+        """The split of these rows (n,); files stay unread."""
+        images = self.images[rows] if isinstance(self.images, Tensor) else self.images.take(rows)
+        return Split(images, self.labels[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +111,23 @@ class Splits:
     validation: Split
     test: Split
 
+    @property
+    def num_classes(self) -> int:
+        """Classes C, numbered from 0."""
+        return 1 + max(int(split.labels.max()) for split in (self.train, self.validation, self.test))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image, (C, H, W)."""
+        return tuple(self.train.images.shape[1:])
+
     def to(self, device: str | torch.device) -> "Splits":
         """The same splits on another device."""
         return Splits(self.train.to(device), self.validation.to(device), self.test.to(device))
 
 
 class Batches:
-    """Mini-batches of a split that is in memory; each pass over them is one epoch.
+    """Mini-batches of a split; each pass over them is one epoch.
 
     Args:
         split: the images and labels.
@@ -98,11 +180,12 @@ class Batches:
         order = None  # (N,)
         if self._generator is not None:
             order = torch.randperm(len(labels), generator=self._generator).to(labels.device)
-        for start in range(0, len(self) * self._batch_size, self._batch_size):
-            rows = slice(start, start + self._batch_size)
-            rows = rows if order is None else order[rows]  # slices of the split are views: no copy
-            batch = images[rows]
-            yield (batch if self._augment is None else self._augment(batch, self._generator)), labels[rows]
+        starts = range(0, len(self) * self._batch_size, self._batch_size)
+        slices = [slice(start, start + self._batch_size) for start in starts]
+        rows = slices if order is None else [order[each] for each in slices]  # slices of the split are views: no copy
+        in_turn = images.in_turn(rows) if isinstance(images, ImageFiles) else (images[each] for each in rows)
+        for each, batch in zip(rows, in_turn, strict=True):
+            yield (batch if self._augment is None else self._augment(batch, self._generator)), labels[each]
 
 
 @dataclass(frozen=True)
@@ -219,8 +302,42 @@ def cifar10(data_dir: str | os.PathLike | None, seed: int = 0) -> Splits:
     return _split_off_validation(learn, test, seed)
 
 
+def image_folder(data_dir: str | os.PathLike | None, seed: int = 0, size: int = 224) -> Splits:
+    """Images in a folder for each class, for sets too large for memory: decoded as they are needed, see `ImageFiles`.
+
+    Args:
+        data_dir: the folder that holds ``train`` and ``val`` or ``test``, with a folder of images for each class in
+            both; None reads the environment variable HREL_DATA_DIR. ``val``, or ``test``, is the test split; where both
+            are there, ``val`` is the validation split.
+        seed: draws the validation images from ``train`` where there are not both, a tenth of each class, at least 1
+            and at most 50 of them.
+        size: height and width of an image in pixels.
+
+    Raises:
+        ImportError: torchvision is not installed.
+        FileNotFoundError: no folder was given, it has not these folders, or a class has no images.
+        ValueError: the folders have not the same classes.
+        OSError: names a file that cannot be read as an image, in the mini-batch with it.
+    """
+    datasets, hint = _torchvision("imagefolder"), "give the folder that holds train, and val or test,"
+    root = _folder("imagefolder", data_dir, hint)
+    names = [name for name in ("train", "val", "test") if (root / name).is_dir()]
+    if names[:1] != ["train"] or len(names) == 1:
+        raise FileNotFoundError(f"no imagefolder in {str(root)!r}: {hint} by --data-dir or HREL_DATA_DIR")
+    folders = [datasets.ImageFolder(root / name, allow_empty=True) for name in names]
+    _check_classes(folders, least=2 if len(folders) == 2 else 1)
+    learn, *others = (
+        Split(ImageFiles([path for path, _ in folder.samples], size), torch.tensor(folder.targets))
+        for folder in folders
+    )
+    if len(others) == 2:
+        return Splits(learn, *others)
+    held_out = _held_out(learn.labels, seed)  # (N,)
+    return Splits(*(learn.take(rows.nonzero()[:, 0]) for rows in (~held_out, held_out)), *others)
+
+
 def _idx(name: str, data_dir: str | os.PathLike | None, seed: int) -> Splits:
-    datasets, hint = _torchvision(name), f"give the folder that holds {name}/raw"
+    datasets, hint = _torchvision(name), f"give the folder that holds {name}/raw, its files unpacked,"
     folder = _folder(name, data_dir, hint)
     try:
         learn, test = (getattr(datasets, name)(folder, train=train, download=False) for train in (True, False))
@@ -253,6 +370,50 @@ def _images(files: Sequence[tuple[Any, int]]) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.tensor(labels)
 
 
+def _decoded(path: str, size: int) -> Tensor:
+    """Pixels of an image, (3, H, W), uint8."""
+    from torchvision.datasets.folder import pil_loader
+    from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
+
+    try:
+        return pil_to_tensor(center_crop(resize(pil_loader(path), size * 8 // 7), [size, size]))
+    except Exception as error:  # Pillow has a kind of its own for many a broken file, a SyntaxError for one
+        raise OSError(f"{path!r} must be an image that can be read, got: {error}") from error
+
+
+def _check_classes(folders: Sequence[Any], least: int) -> None:
+    """Refuse other classes than those of the first folder, and classes with too few images (``least`` in the first)."""
+    first = folders[0]
+    for folder in folders:
+        if folder.classes != first.classes:
+            here, there = set(folder.classes), set(first.classes)
+            raise ValueError(
+                f"{str(folder.root)!r} must hold the classes of {str(first.root)!r}, "
+                f"got {_some(here - there)} only here and {_some(there - here)} only there"
+            )
+    for folder in folders:
+        counts = torch.tensor(folder.targets, dtype=torch.long).bincount(minlength=len(folder.classes)).tolist()
+        for name, count in zip(folder.classes, counts, strict=True):
+            needed = least if folder is first else 1
+            if count < needed:
+                path = str(Path(folder.root) / name)
+                raise FileNotFoundError(f"{path!r} must hold at least {needed} images for its class, got {count}")
+
+
+def _some(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + (" and others" if len(names) > 3 else "") or "none"
+
+
+def _held_out(labels: Tensor, seed: int) -> Tensor:
+    """Which of N samples are for validation: a tenth of each class, at least 1 and at most VALIDATION_PER_CLASS."""
+    generator, drawn = torch.Generator().manual_seed(seed), torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        rows = (labels == label).nonzero()[:, 0]  # (n,)
+        order = torch.randperm(len(rows), generator=generator)
+        drawn[rows[order[: max(1, min(len(rows) // 10, VALIDATION_PER_CLASS))]]] = True
+    return drawn
+
+
 def _scaled(pixels: Tensor) -> Tensor:
     return pixels.float().div_(255)
 
@@ -260,8 +421,7 @@ def _scaled(pixels: Tensor) -> Tensor:
 def _split_off_validation(learn: Split, test: Split, seed: int) -> Splits:
     """Draw the validation images from those to learn from."""
     order = torch.randperm(len(learn), generator=torch.Generator().manual_seed(seed))
-    validation, train = order[:VALIDATION], order[VALIDATION:]
-    return Splits(*(Split(learn.images[rows], learn.labels[rows]) for rows in (train, validation)), test)
+    return Splits(learn.take(order[VALIDATION:]), learn.take(order[:VALIDATION]), test)
 
 
 # Each takes the folder of the data and the seed of the split.
@@ -270,12 +430,23 @@ DATASETS: dict[str, Callable[[str | os.PathLike | None, int], Splits]] = {
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
+    "imagefolder": image_folder,
 }
 
-# The shape of one sample of each, (C, H, W).
+# The shape of one image of each, (C, H, W).
 SHAPES: dict[str, tuple[int, int, int]] = {
     "digits": (1, 28, 28),
     "mnist": (1, 28, 28),
     "fashion_mnist": (1, 28, 28),
     "cifar10": (3, 32, 32),
+    "imagefolder": (3, 224, 224),
+}
+
+# What a black pixel has become in each, per channel (C,), for `CropAndFlip`.
+BLACK: dict[str, tuple[float, ...]] = {
+    "digits": (0.0,),
+    "mnist": (0.0,),
+    "fashion_mnist": (0.0,),
+    "cifar10": tuple(-mean / std for mean, std in zip(CIFAR10_MEAN, CIFAR10_STD, strict=True)),
+    "imagefolder": tuple(-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)),
 }
