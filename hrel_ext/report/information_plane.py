@@ -27,12 +27,14 @@ from hrel_ext.scores import versions
 from hrel_ext.width import MovingWidth, kernel_width
 
 INPUT_RULES = ("median", "mean", "aligned")
-DEGENERATE_BITS = 0.05  # I(X; T) closer to S(T) than this for every layer says nothing about X
+# Where S(X) is above this share of log2 N, hardly two inputs look alike (at the median distance it is about 0.77 at
+# N = 100), and if I(X; T) is then closer to S(T) than these bits in every layer, it says nothing about the input.
+DEGENERATE_SHARE, DEGENERATE_BITS = 0.95, 0.05
 PRODUCT_VALUES = 1 << 18  # of the samples, 2 MiB in float64, are multiplied at a time: they stay in the cache
 
 
 class DegenerateInputWarning(UserWarning):
-    """No two inputs look alike at their kernel width, which is too small: I(X; T) is S(T) for every layer."""
+    """Hardly two inputs look alike at their kernel width, which is too small: I(X; T) is S(T) in every layer."""
 
 
 @dataclass(frozen=True)
@@ -359,8 +361,8 @@ class InformationPlane:
             succession, a layer that ran twice or never, or an output that is not finite; named.
 
         Warns:
-            DegenerateInputWarning: no two inputs look alike at this ``input_sigma``, so that I(X; T) is S(T) to within
-            0.05 bits for every layer. Once.
+            DegenerateInputWarning: hardly two inputs look alike at this ``input_sigma``, S(X) > 0.95 log2 N, and
+            I(X; T) is S(T) to within 0.05 bits in every layer. Once.
         """
         if not isinstance(inputs, Tensor) or not inputs.dtype.is_floating_point or inputs.dim() < 2:
             got = f"{inputs.dtype} {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
@@ -479,7 +481,8 @@ class InformationPlane:
             own = entropy(torch.cat([others, grams]), alpha=self._alpha)  # (2 + L,)
             joint = joint_entropy(grams, others[:, None], alpha=self._alpha)  # (2, L)
         information = own[:2, None] + own[2:] - joint  # (2, L)
-        self._check_input_width(own[0].item(), width.item(), len(labels))
+        gap = (own[2:] - information[0]).max()  # ()
+        self._check_input_width(width.item(), own[0].item(), gap.item(), len(labels))
         point = {
             "iterations": torch.tensor(self._steps),
             "information": information.T,
@@ -517,15 +520,15 @@ class InformationPlane:
                 raise ValueError(f'input_sigma="{rule}" must find a {rule} distance > 0 between the inputs, got 0')
         return self._input_width.update(found.float().cpu())
 
-    def _check_input_width(self, input_entropy: float, width: float, num_samples: int) -> None:
-        # S(X, T) <= log2 N, hence S(T) - I(X; T) = S(X, T) - S(X) <= log2 N - S(X).
-        gap = max(0.0, math.log2(num_samples) - input_entropy)
-        if gap < DEGENERATE_BITS and num_samples > 1 and not self._warned:
+    def _check_input_width(self, width: float, input_entropy: float, gap: float, num_samples: int) -> None:
+        """Of one mini-batch: ``gap`` is the largest S(T) - I(X; T) of a layer."""
+        most = math.log2(num_samples)
+        if input_entropy > DEGENERATE_SHARE * most and gap < DEGENERATE_BITS and not self._warned:
             self._warned = True
             warnings.warn(
-                f"no two inputs look alike at the width {width:.4g}: S(X) = {input_entropy:.3f} of log2 N = "
-                f"{math.log2(num_samples):.3f} bits, so I(X; T) is S(T) to within {gap:.3f} bits for every layer, "
-                'whatever it keeps of the input; take a wider input_sigma, say "median"',
+                f"hardly two inputs look alike at the width {width:.4g}: S(X) = {input_entropy:.3f} of log2 N = "
+                f"{most:.3f} bits, so I(X; T) is S(T) to within {gap:.3f} bits in every layer, whatever it keeps of "
+                'the input; take a wider input_sigma, say "median"',
                 DegenerateInputWarning,
                 stacklevel=4,
             )
