@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("mnist", "digits"), default="mnist")
     parser.add_argument("--rounds", type=int, default=31, help="blocks of ten steps of each kind")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="of PyTorch, one row each")
     parser.add_argument("--json", type=Path, default=ROOT / "results/plane_cost.json")
     args = parser.parse_args()
     rows = [measure(args.data, args.rounds, threads) for threads in args.threads]

@@ -144,7 +144,7 @@ def main() -> None:
         "information_plane": plots.information_plane(history),
         "information_plane_pruned": plots.before_and_after(history, "baseline"),
         "information_plane_widths": plots.width_curves(history),
-        "relevance_heatmap": plots.relevance_heatmap("conv2", cycles[0].scores["conv2"]),
+        "relevance_heatmap": plots.relevance_heatmap("conv2", cycles[0].scores["conv2"].per_batch),
     }
     for name, figure in figures.items():
         plots.save(figure, args.plots / f"{name}.svg")

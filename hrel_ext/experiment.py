@@ -19,6 +19,7 @@ from accelerate.utils import set_seed
 from safetensors.torch import save
 from torch import nn
 
+from hrel_ext._files import write_atomically
 from hrel_ext._ops import build_info
 from hrel_ext.collect import Batch
 from hrel_ext.pruning import (
@@ -42,7 +43,6 @@ from hrel_ext.pruning.checkpoint import write_json
 from hrel_ext.pruning.cycles import score_tensors
 from hrel_ext.pruning.resume import Checkpoints
 from hrel_ext.recipes import Recipe, Stage
-from hrel_ext.scores import write_atomically
 from hrel_ext.zoo.data import Batches, CropAndFlip, Split, Splits
 from hrel_ext.zoo.models import MODELS, make_model
 

@@ -20,9 +20,10 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hrel_ext.report.information_plane import PlaneHistory
-from hrel_ext.scores import LayerScores
+from hrel_ext.scores import kendall_tau
 
 _Plot = TypeVar("_Plot", bound=Callable[..., Figure])
 
@@ -39,6 +40,7 @@ DARK = {
 }
 # Of the layers in the order of depth: the colours of HRel's plots of LeNet-5, and three more.
 LAYER_COLORS = ("#cb181d", "#6a51a3", "#2171b5", "#238b45", "#d94801", "#8c564b", "#d6569a", "#17999f")
+RELEVANCE = "relevance I(A; Y), bits"
 MOST_PANELS = 12  # histograms of one layer
 MOST_STAGE_NAMES = 8  # along one axis
 
@@ -173,16 +175,19 @@ def width_curves(history: PlaneHistory) -> Figure:
 
 
 @_themed
-def relevance_heatmap(name: str, scores: LayerScores, *, filters: Sequence[int] | None = None) -> Figure:
+def relevance_heatmap(
+    name: str, per_batch: Tensor, *, filters: Sequence[int] | None = None, quantity: str = RELEVANCE
+) -> Figure:
     """Draw the relevance of each filter of a layer in each mini-batch; vertical stripes are a ranking that is stable.
 
-    The title has Kendall's tau-b between the means over every other mini-batch and over the rest
-    (`LayerScores.rank_stability`).
+    The title has Kendall's tau-b between the means over every other mini-batch and over the rest, as
+    `hrel_ext.LayerScores.rank_stability`.
 
     Args:
         name: of the layer.
-        scores: of its filters.
+        per_batch: (B, F), of its filters, as ``per_batch`` of `hrel_ext.LayerScores`.
         filters: the numbers of the filters, ascending; None counts from 0.
+        quantity: what the scores are, with their unit.
 
     Returns:
         A figure with one axes and a colour bar.
@@ -190,30 +195,34 @@ def relevance_heatmap(name: str, scores: LayerScores, *, filters: Sequence[int] 
     Raises:
         ValueError: not as many numbers as filters.
     """
-    table = scores.per_batch.numpy()  # (B, F)
-    filters = list(range(table.shape[1])) if filters is None else list(filters)
-    if len(filters) != table.shape[1]:
-        raise ValueError(f"filters must be one number for each of the {table.shape[1]} filters, got {len(filters)}")
+    count, num_filters = per_batch.shape
+    filters = list(range(num_filters)) if filters is None else list(filters)
+    if len(filters) != num_filters:
+        raise ValueError(f"filters must be one number for each of the {num_filters} filters, got {len(filters)}")
     figure = Figure(figsize=(min(9.0, 3.5 + 0.09 * len(filters)), 4), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(table, aspect="auto", interpolation="nearest", cmap="viridis")
+    image = axes.imshow(per_batch.numpy(), aspect="auto", interpolation="nearest", cmap="viridis")
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     step = math.ceil(len(filters) / 12)
     axes.set_xticks(range(0, len(filters), step), filters[::step])
     axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set(xlabel="filter", ylabel="mini-batch")
-    stability = scores.rank_stability
-    said = "one mini-batch" if stability is None else f"{stability:.2f} between halves of the mini-batches"
-    axes.set_title(f"{name}: Kendall's tau-b {said}" if stability is not None else f"{name}: {said}")
+    said = "one mini-batch"
+    if count > 1:
+        stability = kendall_tau(per_batch[::2].mean(dim=0), per_batch[1::2].mean(dim=0))
+        said = f"Kendall's tau-b {stability:.2f} between halves of the mini-batches"
+    axes.set_title(f"{name}: {said}")
     bar = figure.colorbar(image, ax=axes)
-    bar.set_label("relevance I(A; Y), bits")
+    bar.set_label(quantity)
     bar.outline.set_visible(False)
     return figure
 
 
 @_themed
-def relevance_histograms(name: str, by_cycle: Mapping[int, Sequence[float] | NDArray], *, bins: int = 15) -> Figure:
+def relevance_histograms(
+    name: str, by_cycle: Mapping[int, Sequence[float]], *, bins: int = 15, quantity: str = RELEVANCE
+) -> Figure:
     """Draw how the relevances of a layer's filters are spread before each cycle; each filter weighs 1 / F.
 
     Args:
@@ -221,6 +230,7 @@ def relevance_histograms(name: str, by_cycle: Mapping[int, Sequence[float] | NDA
         by_cycle: number of the cycle to the relevances (F,) of the filters there were, in bits. Of more than twelve
             cycles twelve are drawn, the first and the last among them, which the title says.
         bins: of all panels alike.
+        quantity: what the scores are, with their unit.
 
     Returns:
         A figure with one axes a cycle, y in percent of the filters.
@@ -239,7 +249,8 @@ def relevance_histograms(name: str, by_cycle: Mapping[int, Sequence[float] | NDA
     values = {number: np.asarray(by_cycle[number], dtype=float) for number in chosen}
     together = np.concatenate(list(values.values()))
     _, _, body, _, line, *_ = layer_colors(len(LAYER_COLORS))
-    edges = np.linspace(min(0.0, together.min()), together.max() or 1.0, bins + 1)
+    low, high = min(0.0, together.min()), max(0.0, together.max())
+    edges = np.linspace(low, high if high > low else low + 1, bins + 1)
     for axes, (number, relevance) in zip(grid.flat, values.items(), strict=False):
         share = np.full(len(relevance), 100 / len(relevance))
         axes.hist(relevance, edges, weights=share, color=body, linewidth=0)
@@ -247,7 +258,7 @@ def relevance_histograms(name: str, by_cycle: Mapping[int, Sequence[float] | NDA
         axes.set_title(f"cycle {number}: {len(relevance)} filters", fontsize=8)
     for axes in grid.flat[len(chosen) :]:
         axes.set_visible(False)
-    figure.supxlabel("relevance I(A; Y), bits (line: mean)", fontsize=9)
+    figure.supxlabel(f"{quantity} (line: mean)", fontsize=9)
     figure.supylabel("filters, %", fontsize=9)
     left_out = "" if len(chosen) == len(numbers) else f", {len(chosen)} of {len(numbers)} cycles"
     figure.suptitle(f"{name}{left_out}", fontsize=9)
@@ -256,7 +267,10 @@ def relevance_histograms(name: str, by_cycle: Mapping[int, Sequence[float] | NDA
 
 @_themed
 def survivor_curves(
-    by_layer: Mapping[str, Mapping[int, Mapping[int, float]]], survivors: Mapping[str, Sequence[int]]
+    by_layer: Mapping[str, Mapping[int, Mapping[int, float]]],
+    survivors: Mapping[str, Sequence[int]],
+    *,
+    quantity: str = RELEVANCE,
 ) -> Figure:
     """Draw the mean relevance of the filters that are left, cycle by cycle, beside that of the final survivors alone.
 
@@ -265,6 +279,7 @@ def survivor_curves(
     Args:
         by_layer: layer to cycle to filter to its relevance, in bits, when the cycle began; see `scores_by_cycle`.
         survivors: layer to the filters that are left after the last cycle.
+        quantity: what the scores are, with their unit.
 
     Returns:
         A figure with one axes a layer; the band holds the middle 80 % of the filters that are left.
@@ -292,9 +307,10 @@ def survivor_curves(
         axes.plot(numbers, fixed, "s--", color=of_fixed, markersize=3, label="final survivors")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_title(f"{name}: {len(left[0])} filters, {len(survivors[name])} survive")
-        axes.set(xlabel="cycle", ylabel="mean relevance, bits")
+        axes.set_xlabel("cycle")
     for axes in grid.flat[len(by_layer) :]:
         axes.set_visible(False)
+    figure.supylabel(f"mean {quantity}", fontsize=9)
     handles, _ = grid.flat[0].get_legend_handles_labels()
     names = ["filters that are left (band: the middle 80 %)", "the final survivors, the same filters in every cycle"]
     figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize=8)
@@ -378,14 +394,14 @@ def accuracy_against_macs(
 def scores_by_cycle(
     filters: Mapping[str, int], cycles: Sequence[Mapping[str, Mapping[str, Sequence]]]
 ) -> tuple[dict[str, dict[int, dict[int, float]]], dict[str, list[int]]]:
-    """The relevance of every filter by its number in the unpruned network, and the filters left in the end.
+    """The score of every filter by its number in the unpruned network, and the filters left in the end.
 
     Args:
         filters: layer to its filters before the first cycle, ``report["filters"]["before"]`` of a run.
-        cycles: ``report["cycles"]``: of each ``cycle``, ``removed`` and ``relevance_mean_bits``.
+        cycles: ``report["cycles"]``: of each ``cycle``, ``removed`` and ``score_mean``.
 
     Returns:
-        Layer to cycle to filter to bits, of the layers that were scored, and layer to the filters left.
+        Layer to cycle to filter to score, of the layers that were scored, and layer to the filters left.
 
     Raises:
         ValueError: not as many scores as filters.
@@ -393,11 +409,11 @@ def scores_by_cycle(
     left = {name: list(range(count)) for name, count in filters.items()}
     table: dict[str, dict[int, dict[int, float]]] = {}
     for cycle in cycles:
-        for name, scores in cycle["relevance_mean_bits"].items():
+        for name, scores in cycle["score_mean"].items():
             if len(scores) != len(left[name]):
                 raise ValueError(
-                    f"relevance_mean_bits of {name!r} in cycle {cycle['cycle']} must be of the {len(left[name])} "
-                    f"filters that are left, got {len(scores)}"
+                    f"score_mean of {name!r} in cycle {cycle['cycle']} must be of the {len(left[name])} filters that "
+                    f"are left, got {len(scores)}"
                 )
             table.setdefault(name, {})[cycle["cycle"]] = dict(zip(left[name], scores, strict=True))
         for name, gone in cycle["removed"].items():
