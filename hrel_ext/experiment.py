@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hrel_ext._files import write_atomically
 from hrel_ext._ops import build_info
 from hrel_ext.collect import Batch
 from hrel_ext.pruning import (

@@ -2,23 +2,20 @@
 # SPDX-License-Identifier: MIT
 
 import hashlib
-import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import NamedTuple, get_origin
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hrel_ext._files import TableFormat, check_tensors
 from hrel_ext.null import PermutationNull
 
-SCHEMA_VERSION = 1
 SIGNIFICANCE = 0.05  # level of the test whether the filters of a layer can be told apart
-_METADATA = "hrel_ext.scores"  # key of the JSON header in the metadata of the file
 
 
 class IndistinguishableScoresWarning(UserWarning):
@@ -232,6 +229,9 @@ class Header:
     weights: str
 
 
+_FILE = TableFormat("a table of scores", "hrel_ext.scores", schema_version=1, header=Header)
+
+
 class Scores(Mapping[str, LayerScores]):
     """The scores of a model's layers, name to `LayerScores` in the order of scoring; made by `hrel_ext.collect`.
 
@@ -303,19 +303,13 @@ class Scores(Mapping[str, LayerScores]):
         Raises:
             ImportError: safetensors is not installed.
         """
-        try:
-            from safetensors.torch import save
-        except ImportError as error:
-            raise ImportError("a table of scores needs safetensors: pip install 'hrel_ext[prune]'") from error
         tensors = {
-            f"{part}/{name}": tensor.contiguous()
+            f"{part}/{name}": tensor
             for name, layer in self.items()
             for part, tensor in (("per_batch", layer.per_batch), ("widths", layer.widths), ("null", layer.null))
             if tensor is not None
         }
-        header = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self.header)}, allow_nan=False)
-        content = save(tensors, metadata={_METADATA: header})
-        write_atomically(Path(path), lambda unfinished: unfinished.write_bytes(content))
+        _FILE.save(path, self.header, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Scores":
@@ -332,46 +326,12 @@ class Scores(Mapping[str, LayerScores]):
             FileNotFoundError: there is no such file.
             ValueError: the file is cut off, something else, of another schema, or does not fit its own header.
         """
-        try:
-            from safetensors import SafetensorError, safe_open
-        except ImportError as error:
-            raise ImportError("a table of scores needs safetensors: pip install 'hrel_ext[prune]'") from error
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                # Copies, because the file is mapped and may be replaced later.
-                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} must be a whole safetensors file: {error}") from error
-        if _METADATA not in metadata:
-            raise ValueError(f"{path} must have {_METADATA!r} in its metadata, got {sorted(metadata)}")
-        try:
-            return cls._from_parts(json.loads(metadata[_METADATA]), tensors)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} must hold a table of scores: {error}") from error
+        return _FILE.load(path, cls._from_parts)
 
     @classmethod
-    def _from_parts(cls, content: object, tensors: dict[str, Tensor]) -> "Scores":
-        if not isinstance(content, dict):
-            raise ValueError(f"the header must be a JSON object, got {type(content).__name__}")
-        schema = content.pop("schema_version", None)
-        if schema != SCHEMA_VERSION:
-            raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {schema!r}")
-        expected = [field.name for field in fields(Header)]
-        if sorted(content) != sorted(expected):
-            raise ValueError(f"the header must have {', '.join(expected)}, got {', '.join(content)}")
-        for field in fields(Header):
-            kind, value = get_origin(field.type) or field.type, content[field.name]
-            if type(value) is not kind:
-                raise ValueError(f"{field.name} must be of type {kind.__name__}, got {type(value).__name__}")
-        header = Header(**content)
+    def _from_parts(cls, header: Header, tensors: dict[str, Tensor]) -> "Scores":
         parts = ("per_batch", "widths", "null") if header.permutations else ("per_batch", "widths")
-        keys = {f"{part}/{name}" for name in header.modules for part in parts}
-        if tensors.keys() != keys:
-            raise ValueError(f"its tensors must be {', '.join(sorted(keys))}, got {', '.join(sorted(tensors))}")
-        for key, tensor in tensors.items():
-            if tensor.dtype != torch.float32 or not tensor.isfinite().all():
-                raise ValueError(f"{key} must be float32 and finite, got {tensor.dtype}")
+        check_tensors(tensors, {f"{part}/{name}": torch.float32 for name in header.modules for part in parts})
         return cls({n: LayerScores(*(tensors[f"{part}/{n}"] for part in parts)) for n in header.modules}, header)
 
 
@@ -439,13 +399,3 @@ def weight_hash(model: nn.Module) -> str:
 def versions() -> dict[str, str]:
     """What a table of scores depends on beside its model and data."""
     return {"hrel_ext": version("hrel_ext"), "torch": torch.__version__}
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then put it in its place in one step."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -12,9 +12,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
+from hrel_ext._files import write_atomically
 from hrel_ext.pruning.groups import remove_filters
 from hrel_ext.pruning.pruner import PruningResult
-from hrel_ext.scores import write_atomically
 from hrel_ext.zoo.models import MODELS
 
 SCHEMA_VERSION = 2
