@@ -148,9 +148,10 @@ def read_plan(folder: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{file} must hold JSON, got {error}") from error
     _check_entry(file, {"plan": plan}, "plan", dict, "an object")
     _check_entry(file, plan, "schema_version", int, f"{SCHEMA_VERSION}", lambda version: version == SCHEMA_VERSION)
-    for key, kind, rule in (("model", str, "a name or null"), ("num_classes", int, "an integer or null")):
-        if plan.get(key) is not None:
-            _check_entry(file, plan, key, kind, rule)
+    if plan.get("model") is not None:
+        _check_entry(file, plan, "model", str, "a name or null")
+    if plan.get("num_classes") is not None:
+        _check_entry(file, plan, "num_classes", int, "an integer above 0 or null", lambda number: number > 0)
     _check_entry(file, plan, "input_shape", list, "a list of integers above 0", _positive)
     _check_entry(file, plan, "layers", dict, "an object")
     for name, layer in plan["layers"].items():
