@@ -150,26 +150,37 @@ def test_arguments_of_a_pt2_export_are_checked(tmp_path):
         export_pt2(Convolution(torch.relu), IMAGE.long(), tmp_path / "network.pt2")
 
 
+class Scaled(nn.Module):
+    """Two maps of the size of the input at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1000))
+
+    def forward(self, x):
+        x = x * self.scale
+        x = x + 1
+        return x * 2  # the first one is free by now
+
+
+SCALED_BYTES = 4 * (1000 + 50 * 1000 + 2 * 50 * 1000)  # the scale, the inputs, two maps
+
+
 def test_peak_memory_is_counted_by_hand():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(1000))
-
-        def forward(self, x):
-            x = x * self.scale  # one map more
-            x = x + 1  # and one
-            return x * 2  # the first one is free by now
-
-    inputs = torch.ones(50, 1000)
-    expected = 4 * (1000 + 50 * 1000 + 2 * 50 * 1000)
-    assert expected <= peak_memory(Two(), inputs) < expected + 100  # with the numbers 1 and 2
+    peak = peak_memory(Scaled(), torch.ones(50, 1000))
+    assert SCALED_BYTES <= peak < SCALED_BYTES + 100  # with the numbers 1 and 2
     network = lenet5().train()
     batch = torch.randn(20, 1, 28, 28)
     peak = peak_memory(network, batch)
     least = 4 * (1_071_880 + batch.numel() + 20 * 20 * 24 * 24)  # weights, inputs, the largest map
     assert peak == peak_memory(network, batch) and least <= peak < least + 8 * 20 * 20 * 24 * 24
     assert network.training and not any(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.cuda
+def test_peak_memory_on_a_gpu_is_that_in_blocks():
+    peak = peak_memory(Scaled().cuda(), torch.ones(50, 1000))
+    assert SCALED_BYTES <= peak < SCALED_BYTES + 4 * 512
 
 
 def test_networks_take_turns_on_the_clock(monkeypatch):
