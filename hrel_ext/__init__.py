@@ -62,3 +62,16 @@ __all__ = [
     "total_correlation",
     "weight_hash",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """`load_pruned` is fetched when it is asked for: it needs the extra ``prune``, and ``import hrel_ext`` does not."""
+    if name != "load_pruned":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hrel_ext.pruning import load_pruned
+
+    return load_pruned
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "load_pruned"]

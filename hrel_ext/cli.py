@@ -1,4 +1,4 @@
-"""The command line: ``hrel prune`` runs an experiment, ``hrel recipes`` lists them, ``hrel doctor`` what runs here."""
+"""The command line: ``hrel prune`` and ``hrel run``, what they wrote exported and measured, recipes, ``hrel doctor``."""
 # SPDX-License-Identifier: MIT
 
 import dataclasses
@@ -7,7 +7,8 @@ import os
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
@@ -159,6 +160,28 @@ def _run(recipe: Recipe, data_dir: Path | None, seed: int, device: str, output: 
     console.print(f"{report['stopped']}; {report['seconds']['total']:.0f} s on {device}; written to {output}/")
 
 
+@app.command("run")
+def run_command(
+    name: Annotated[str, typer.Argument(help=f"Experiment: {', '.join(EXPERIMENTS)}.")],
+    which: Annotated[str, typer.Option("--schedule", help="short, or paper for that of HRel's code.")] = "short",
+    limit: Limits = None,
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    output: Output = None,
+) -> None:
+    """Run an experiment of the paper; `hrel recipes` lists them.
+
+    The same command on the same output goes on with a run that was interrupted.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"NAME must be one of {', '.join(EXPERIMENTS)}, got {name!r}")
+    if which not in EXPERIMENTS[name]:
+        raise ValueError(f"--schedule must be one of {', '.join(EXPERIMENTS[name])} for {name}, got {which!r}")
+    recipe = _goal(EXPERIMENTS[name][which], None, device, None, _pairs("--limit", limit or [], int), {})
+    _run(recipe, data_dir, seed, device, output or Path("runs") / f"{name}-{which}-seed{seed}")
+
+
 @app.command("recipes")
 def recipes_command(
     results: Annotated[Path, typer.Option(help="Folder with reports of runs, *.json, for the cost.")] = Path("results"),
@@ -180,6 +203,87 @@ def recipes_command(
             left = " ".join(map(str, dict.fromkeys(recipe.limits.values())))
             table.add_row(name, which, left, str(epochs), str(cycles), _cost(recipe, reports))
     console.print(table)
+
+
+@app.command("export")
+def export_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that hrel prune or save_pruned wrote.")],
+    onnx: Annotated[Path | None, typer.Option(metavar="FILE", help="ONNX file to write.")] = None,
+    pt2: Annotated[Path | None, typer.Option(metavar="FILE", help="File for torch.export.load to write.")] = None,
+    own: Annotated[
+        str | None, typer.Option("--model", help="PACKAGE.MODULE:FUNCTION that makes the unpruned network, if yours.")
+    ] = None,
+) -> None:
+    """Write a pruned network for other programs, once the file is seen to give the same outputs."""
+    from hrel_ext.pruning import export_onnx, export_pt2, load_pruned
+    from hrel_ext.pruning.checkpoint import read_plan
+
+    if onnx is None and pt2 is None:
+        raise ValueError("--onnx or --pt2 must be given, got none")
+    network = load_pruned(folder, _model_fn(own))
+    shape = read_plan(folder)["input_shape"]
+    example = torch.zeros(1, *shape, dtype=next(network.parameters()).dtype)
+    for export, path in ((export_onnx, onnx), (export_pt2, pt2)):
+        if path is not None:
+            agreement = export(network, example, path)
+            console.print(
+                f"{path}: {_bytes(path.stat().st_size)}, input (batch, {', '.join(map(str, shape))}); its outputs "
+                f"differ from the network's by at most {agreement.difference:.2g}, allowed {agreement.tolerance:.2g}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+@app.command("bench-model")
+def bench_model_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that hrel prune or save_pruned wrote.")],
+    own: Annotated[
+        str | None, typer.Option("--model", help="PACKAGE.MODULE:FUNCTION that makes the unpruned network, if yours.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    batch_size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Samples of a forward pass; repeatable; 1 and 100 if not given.")
+    ] = None,
+) -> None:
+    """Compare a pruned network with its unpruned architecture: costs, size, latency, memory."""
+    from hrel_ext.pruning import check_device, compare_latency, count, load_pruned, peak_memory
+    from hrel_ext.pruning.checkpoint import read_plan, unpruned_model, weights_file_bytes
+
+    check_device(device)
+    plan = read_plan(folder)
+    after = load_pruned(folder, _model_fn(own))
+    dtype = next(after.parameters()).dtype
+    torch.manual_seed(0)
+    before = unpruned_model(plan, _model_fn(own)).to(dtype)
+    models = [model.to(device) for model in (before, after)]
+    table = Table(title=f"{own or plan.get('model')} on {device}, {torch.get_num_threads()} threads")
+    table.add_column("")
+    for column in ("before", "after", "change"):
+        table.add_column(column, justify="right", no_wrap=True)
+
+    def add(what: str, numbers: Sequence[float], show: Callable[[float], str]) -> None:
+        change = f"{100 * (numbers[1] / numbers[0] - 1):+.1f} %"
+        table.add_row(what, *(show(number) for number in numbers), change)
+
+    inputs = {n: torch.randn(n, *plan["input_shape"], dtype=dtype) for n in batch_size or (1, 100)}
+    costs = [count(model, next(iter(inputs.values()))) for model in models]
+    add("parameters", [cost.parameters for cost in costs], "{:,}".format)
+    add("MACs of a sample", [cost.macs for cost in costs], "{:,}".format)
+    add("weights file", [weights_file_bytes(model) for model in models], _bytes)
+    for n, batch in inputs.items():
+        add(f"memory, batch of {n}", [peak_memory(model, batch) for model in models], _bytes)
+    for n, batch in inputs.items():
+        with console.status(f"timing batches of {n}"):
+            turns = [[turn.median_ms for turn in latencies] for latencies in compare_latency(models, batch)]
+        quartiles = [statistics.quantiles(times, n=4) for times in turns]
+        add(f"latency, batch of {n}", [middle for _, middle, _ in quartiles], _ms)
+        table.add_row("  quartiles", *(f"{_ms(low)[:-3]} to {_ms(high)}" for low, _, high in quartiles), "")
+    console.print(table)
+    console.print(
+        "before: the unpruned architecture with random weights; latency: of 10 turns, which the two networks take "
+        "alternately; memory: weights, inputs and what a forward pass allocates at its peak",
+        highlight=False,
+    )
 
 
 @app.command("doctor")
@@ -273,6 +377,18 @@ def _short(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return str(number)
+
+
+def _model_fn(own: str | None) -> Callable[[], torch.nn.Module] | None:
+    return None if own is None else partial(make_model, own)
+
+
+def _bytes(number: int) -> str:
+    return f"{_short(number)}B"
+
+
+def _ms(time_ms: float) -> str:
+    return f"{time_ms:.3g} ms" if time_ms < 1000 else f"{time_ms:.0f} ms"
 
 
 def _target(text: str, device: str) -> dict[str, float | str]:

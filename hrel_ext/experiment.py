@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hrel_ext._files import write_atomically
 from hrel_ext._ops import build_info
 from hrel_ext.collect import Batch
 from hrel_ext.pruning import (
@@ -41,7 +40,7 @@ from hrel_ext.pruning.checkpoint import write_json
 from hrel_ext.pruning.cycles import write_scores
 from hrel_ext.pruning.resume import Checkpoints
 from hrel_ext.recipes import Recipe, Stage
-from hrel_ext.zoo.data import Batches, CropAndFlip, Split, Splits
+from hrel_ext.zoo.data import BLACK, Batches, CropAndFlip, Split, Splits
 from hrel_ext.zoo.models import MODELS, make_model
 
 CHECKPOINTS = "checkpoints"  # folder in the output of an unfinished run
@@ -199,7 +198,7 @@ def run(
         result,
         input_shape=tuple(example.shape[1:]),
         model_name=recipe.model if recipe.model in MODELS else None,
-        num_classes=_num_classes(splits),
+        num_classes=splits.num_classes,
         recipe=report["recipe"],
         environment=report["environment"],
         seed=seed,
@@ -240,12 +239,8 @@ def _processor() -> str:
 
 def _network(recipe: Recipe, splits: Splits) -> nn.Module:
     """The network of a recipe, one of ours with as many outputs as the data has classes."""
-    options = {"num_classes": _num_classes(splits)} if recipe.model in MODELS else {}
+    options = {"num_classes": splits.num_classes} if recipe.model in MODELS else {}
     return make_model(recipe.model, **options)
-
-
-def _num_classes(splits: Splits) -> int:
-    return int(splits.train.labels.max()) + 1
 
 
 def _sizes(splits: Splits) -> dict[str, int]:
@@ -263,7 +258,7 @@ def _scored(recipe: Recipe, train: Split, seed: int) -> Batches:
             )
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
         rows = order[: recipe.scored_batches * recipe.batch_size].to(train.labels.device)
-        train = Split(train.images[rows], train.labels[rows])
+        train = train.take(rows)
     return Batches(train, recipe.batch_size, seed=seed, drop_last=True)
 
 
@@ -299,7 +294,7 @@ def _check(recipe: Recipe, model: nn.Module, splits: Splits, rules: dict[str, ob
     if recipe.limits is not None:
         check_schedule(model, recipe.limits, recipe.shares or {}, recipe.scored)
     made = plan(model, example, **rules)
-    few = Split(splits.train.images[:TRIED], splits.train.labels[:TRIED])
+    few = splits.train.take(torch.arange(min(TRIED, len(splits.train))))
     names = [name for group in made.groups for name in made.scored(group)]
     criterion = _criterion(recipe, Batches(few, len(few)), seed, lambda batches: batches)
     criterion.table(copy.deepcopy(model), {name: (recipe.scored or {}).get(name, name) for name in names})
@@ -308,11 +303,7 @@ def _check(recipe: Recipe, model: nn.Module, splits: Splits, rules: dict[str, ob
 
 def _augmentation(recipe: Recipe, splits: Splits) -> CropAndFlip | None:
     """Crops with an eighth of the side as margin, 4 pixels for CIFAR-10, as in HRel's code."""
-    if not recipe.augment:
-        return None
-    images = splits.train.images
-    black = images[: min(len(images), 100)].amin(dim=(0, 2, 3)).tolist()
-    return CropAndFlip(images.shape[-1] // 8, tuple(black))
+    return CropAndFlip(splits.shape[-1] // 8, BLACK[recipe.data]) if recipe.augment else None
 
 
 def _measured_once(states: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:

@@ -4,7 +4,9 @@
 import subprocess
 import sys
 
-OPTIONAL = "torchvision torch_pruning typer rich matplotlib sklearn accelerate safetensors jinja2".split()
+OPTIONAL = (
+    "torchvision torch_pruning typer rich matplotlib sklearn accelerate safetensors jinja2 onnx onnxruntime onnxscript"
+).split()
 
 
 def run(code: str) -> subprocess.CompletedProcess:
@@ -30,3 +32,24 @@ def test_a_missing_extra_is_named():
     assert "pip install 'hrel_ext[prune]'" in run(code).stderr.strip().splitlines()[-1]
     code = "import sys; sys.modules['typer'] = None; import hrel_ext.cli"
     assert "pip install 'hrel_ext[cli" in run(code).stderr.strip().splitlines()[-1]
+
+
+def test_load_pruned_is_fetched_when_it_is_asked_for():
+    code = """if True:
+        import sys, hrel_ext
+        assert "load_pruned" in dir(hrel_ext) and "hrel_ext.pruning" not in sys.modules
+        sys.modules["torch_pruning"] = None
+        try:
+            hrel_ext.load_pruned
+        except ImportError as error:
+            print(error)
+        del sys.modules["torch_pruning"]
+        from hrel_ext import load_pruned
+        assert load_pruned is sys.modules["hrel_ext.pruning"].load_pruned
+        assert not {"onnx", "onnxruntime", "onnxscript"} & set(sys.modules)
+        hrel_ext.load_prund
+    """
+    done = run(code)
+    assert done.stdout == "hrel_ext.pruning needs torch_pruning: pip install 'hrel_ext[prune]'\n"
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("AttributeError: module 'hrel_ext' has no attribute 'load_prund'")

@@ -2,9 +2,13 @@
 # SPDX-License-Identifier: MIT
 
 import copy
+import json
 import re
 import statistics
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hrel_ext import LayerScores
-from hrel_ext.pruning import Latency, count, load_pruned, plan, prune, pruner, save_pruned
+from hrel_ext.pruning import Latency, count, export_onnx, export_pt2, load_pruned, plan, prune, pruner, save_pruned
 from hrel_ext.pruning import planning as planning_module
 from hrel_ext.zoo.models import MODELS, lenet5
 
@@ -83,17 +87,32 @@ MATRIX = (
     ("densenet121", (3, 32, 32), {"macs": 0.4}, "inner"),
     ("resnext50_32x4d", (3, 32, 32), {"macs": 0.5}, "inner"),
 )
+EXPORTED = ("branches-stream", "lenet5-inner")  # the small ones: exporting the others takes minutes
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Where the networks of the matrix are saved, each in a folder of its own."""
+    return tmp_path_factory.mktemp("saved")
+
+
+def prune_and_save(name, shape, target, residual, saved):
+    """The pruned network, the whole one, what was done, and the inputs whose outputs are saved with it."""
+    model = make(name).eval()
+    original = copy.deepcopy(model)
+    inputs = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+    result = prune(model, [(inputs, torch.arange(2))], inputs[:1], target=target, residual=residual)
+    folder = saved / f"{name}-{residual}"
+    save_pruned(folder, model, result, input_shape=shape)
+    with torch.no_grad():
+        torch.save({"inputs": inputs, "outputs": model(inputs)}, folder / "expected.pt")
+    return model, original, result, inputs
 
 
 @pytest.mark.parametrize(("name", "shape", "target", "residual"), MATRIX)
-def test_a_network_is_pruned_to_its_budget(name, shape, target, residual, random_scores, tmp_path):
-    model = make(name)
-    original = copy.deepcopy(model)
+def test_a_network_is_pruned_to_its_budget(name, shape, target, residual, random_scores, saved):
+    model, original, result, inputs = prune_and_save(name, shape, target, residual, saved)
     image = torch.zeros(1, *shape)
-    classes = model(torch.zeros(2, *shape)).shape[1]
-    inputs = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
-    model.load_state_dict(original.state_dict())  # the forward pass above has moved the statistics of batch norms
-    result = prune(model, [(inputs, torch.arange(2))], image, target=target, residual=residual)
 
     # The budget, counted by another library.
     ((quantity, share),) = target.items()
@@ -142,12 +161,56 @@ def test_a_network_is_pruned_to_its_budget(name, shape, target, residual, random
         expected = dead(inputs)  # its batch norms are new: they turn zeros into zeros
         assert torch.allclose(model(inputs), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
-    # It trains, and it loads.
+    # It has its outputs, and it trains.
+    assert model(inputs).shape == original(inputs).shape
     model.train()(inputs).sum().backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
-    save_pruned(tmp_path, model, result, input_shape=shape)
-    again = load_pruned(tmp_path, partial(make, name))
-    assert torch.equal(again(inputs), model.eval()(inputs)) and again(inputs).shape == (2, classes)
+
+
+def test_a_fresh_process_gives_the_same_outputs(random_scores, saved):
+    """Of every network of the matrix, loaded without pickle, and of what was exported."""
+    for name, shape, target, residual in MATRIX:
+        if not (saved / f"{name}-{residual}").exists():  # its own test was not run
+            prune_and_save(name, shape, target, residual, saved)
+    for name in EXPORTED:
+        network = load_pruned(saved / name, partial(make, name.split("-")[0]))
+        inputs = torch.load(saved / name / "expected.pt", weights_only=True)["inputs"]
+        export_onnx(network, inputs, saved / name / "network.onnx")
+        export_pt2(network, inputs, saved / name / "network.pt2")
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_plan; test_plan.check_saved()"
+    arguments = [sys.executable, "-c", code, str(saved), str(torch.get_num_threads())]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    names = sorted(f"{name}-{residual}" for name, _, _, residual in MATRIX)
+    assert json.loads(done.stdout) == {"loaded": names, "exported": list(EXPORTED)}
+
+
+def check_saved():
+    """What the fresh process runs."""
+    saved, threads = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(threads)
+    unpickled = []
+    sys.addaudithook(lambda event, _: unpickled.append(event) if event == "pickle.find_class" else None)
+    checked = {"loaded": [], "exported": []}
+    for folder in sorted(saved.iterdir()):
+        expected = torch.load(folder / "expected.pt", weights_only=True)
+        inputs, outputs = expected["inputs"], expected["outputs"]
+        before = len(unpickled)
+        model = load_pruned(folder, partial(make, folder.name.split("-")[0]))
+        assert len(unpickled) == before
+        with torch.no_grad():
+            assert torch.equal(model(inputs), outputs)
+        checked["loaded"].append(folder.name)
+        if (folder / "network.onnx").exists():
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(folder / "network.onnx", providers=["CPUExecutionProvider"])
+            (got,) = session.run(["output"], {"input": inputs.numpy()})
+            assert torch.allclose(torch.from_numpy(got), outputs, rtol=0, atol=1e-5 * float(outputs.abs().max()))
+            program = torch.export.load(folder / "network.pt2").module()
+            assert torch.equal(program(inputs), outputs)
+            checked["exported"].append(folder.name)
+    print(json.dumps(checked))
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

@@ -179,7 +179,7 @@ def test_a_damaged_folder_is_refused(network, batches, tmp_path):
     weights = bytearray((tmp_path / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (tmp_path / "model.safetensors").write_bytes(weights)
-    with pytest.raises(ValueError, match=r"sha256 of model\.safetensors must be"):
+    with pytest.raises(ValueError, match=r"sha256 of .*model\.safetensors must be"):
         load_pruned(tmp_path, lenet5)
 
 

@@ -9,7 +9,7 @@ except ImportError as error:
     raise ImportError(f"hrel_ext.pruning needs {error.name}: pip install 'hrel_ext[prune]'") from error
 
 from hrel_ext.pruning.checkpoint import load_pruned, save_pruned
-from hrel_ext.pruning.cost import Cost, Latency, count, measure_latency
+from hrel_ext.pruning.cost import Cost, Latency, compare_latency, count, measure_latency, peak_memory
 from hrel_ext.pruning.criteria import (
     CRITERIA,
     ActivationVariance,
@@ -27,6 +27,7 @@ from hrel_ext.pruning.criteria import (
     TorchPruningCriterion,
 )
 from hrel_ext.pruning.cycles import Cycle
+from hrel_ext.pruning.export import Agreement, export_onnx, export_pt2
 from hrel_ext.pruning.groups import Group, remove_filters
 from hrel_ext.pruning.importance import GroupImportance, HRelImportance
 from hrel_ext.pruning.planning import LayerPlan, Plan, plan
@@ -38,6 +39,7 @@ from hrel_ext.pruning.training import Epoch, Evaluation, Training, check_device,
 __all__ = [
     "CRITERIA",
     "ActivationVariance",
+    "Agreement",
     "AlignmentElimination",
     "BatchNormScale",
     "Cost",
@@ -66,10 +68,14 @@ __all__ = [
     "check_device",
     "check_schedule",
     "check_training",
+    "compare_latency",
     "count",
     "evaluate",
+    "export_onnx",
+    "export_pt2",
     "load_pruned",
     "measure_latency",
+    "peak_memory",
     "plan",
     "prune",
     "recalibrate",

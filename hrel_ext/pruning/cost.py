@@ -1,16 +1,24 @@
-"""What a network costs: multiply-accumulates, parameters, and measured latency."""
+"""What a network costs: multiply-accumulates, parameters, measured latency and memory."""
 # SPDX-License-Identifier: MIT
 
+import json
 import math
+import os
 import statistics
+import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from hrel_ext.collect import evaluation_mode
+
+TURN_MS = 200.0  # of `compare_latency`: some passes of most networks, and short enough to share a disturbance
 
 
 @dataclass(frozen=True)
@@ -106,3 +114,62 @@ def measure_latency(model: nn.Module, inputs: Tensor, *, runs: int = 50, warmup:
             if run >= 0:
                 times_ms.append((time.perf_counter() - start) * 1e3)
     return Latency(statistics.median(times_ms), len(inputs), runs, torch.get_num_threads(), str(device))
+
+
+def compare_latency(models: Sequence[nn.Module], inputs: Tensor, *, turns: int = 10) -> list[list[Latency]]:
+    """Time networks by turns, so that what slows the machine down for a while hits all of them.
+
+    Args:
+        models: the networks.
+        inputs: (N, ...), one mini-batch for all.
+        turns: of each network; in a turn of about 200 ms it runs once to fill the caches, then between 1 and 50 times
+            against the clock.
+
+    Returns:
+        For each network one `Latency` per turn, in milliseconds.
+    """
+    passes = []
+    for model in models:
+        once_ms = measure_latency(model, inputs, runs=1, warmup=1).median_ms
+        passes.append(max(1, min(50, round(TURN_MS / once_ms))))
+    latencies: list[list[Latency]] = [[] for _ in models]
+    for _ in range(turns):
+        for model, runs, measured in zip(models, passes, latencies, strict=True):
+            measured.append(measure_latency(model, inputs, runs=runs, warmup=1))
+    return latencies
+
+
+def peak_memory(model: nn.Module, inputs: Tensor) -> int:
+    """The most memory that the tensors of one forward pass take at a time, in bytes.
+
+    The sum of parameters and buffers, of the inputs, and of what PyTorch's allocator hands out during the pass beyond
+    what it gets back, at its largest: maps, copies in other layouts and work space. On the CPU by PyTorch's profiler,
+    which records every allocation, so that the number is the same each time; on CUDA by
+    ``torch.cuda.max_memory_allocated``, in the allocator's blocks of 512 bytes. Not counted is what goes past the
+    allocator (the interpreter, libraries and what they keep for themselves).
+
+    Args:
+        model: the network, run in eval mode and without gradients.
+        inputs: (N, ...), moved to the device of the model.
+
+    Returns:
+        Bytes.
+    """
+    device = next(model.parameters()).device
+    inputs = inputs.to(device)
+    held = sum(t.numel() * t.element_size() for t in (inputs, *model.parameters(), *model.buffers()))
+    with evaluation_mode(model), torch.no_grad():
+        model(inputs)  # a first pass allocates what stays
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            model(inputs)
+            return held + torch.cuda.max_memory_allocated(device) - before
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler writes of its own doings to stderr
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            model(inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(trace))  # the one public form in which allocations keep their order
+        events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    return held + max(accumulate(e["args"]["Bytes"] for e in sorted(events, key=lambda e: e["ts"])))
