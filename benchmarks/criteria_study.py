@@ -136,7 +136,7 @@ STUDIES = {
 def quick(study: Study) -> Study:
     """The same on few digits, with one seed and one budget, to try it."""
     budgets = dict([*study.budgets.items()][-1:])
-    small = {"train": 100, "validation": 50, "test": 50, "batch_size": 20, "score_batches": 2}
+    small = {"train": 60, "validation": 40, "test": 40, "batch_size": 20, "score_batches": 2}
     once = Stage(epochs=1, learning_rate=0.02)
     return replace(study, data="digits", seeds=(0,), draws=1, base=once, retraining=once, budgets=budgets, **small)
 
