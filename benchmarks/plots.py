@@ -1,4 +1,4 @@
-"""The plots of docs/results.md as SVG, from the JSON of `make bench`; the same JSON gives the same files."""
+"""The plots of docs/results.md as SVG, from the JSON in results/; the same JSON gives the same files."""
 # SPDX-License-Identifier: MIT
 
 import math
@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
+import criteria_tables
 from cpu_tables import CURVE_AXES, PLOTS, curves, exponent, machine_line
 from matplotlib import pyplot
 from matplotlib.axis import Axis
@@ -29,17 +30,24 @@ STYLE = {
 
 
 def draw(results: Json, folder: Path, kind: str = "svg") -> list[Path]:
-    """Write every plot into the folder and return the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    """Write every plot of the CPU suite into the folder and return the files."""
     with matplotlib.rc_context(STYLE):
-        for name, plot in zip(PLOTS, (speedup, scaling, roofline), strict=True):
-            figure = plot(results)
-            metadata = {"Date": None, "Creator": None} if kind == "svg" else None  # they would change with every run
-            figure.savefig(folder / f"{name}.{kind}", metadata=metadata, dpi=120)
-            pyplot.close(figure)
-            written.append(folder / f"{name}.{kind}")
-    return written
+        plots = zip(PLOTS, (speedup, scaling, roofline), strict=True)
+        return [_save(plot(results), folder, name, kind) for name, plot in plots]
+
+
+def draw_criteria(studies: list[Json], folder: Path, kind: str = "svg") -> Path:
+    """Write the plot of the comparison of criteria into the folder and return the file."""
+    with matplotlib.rc_context(STYLE):
+        return _save(criteria(studies), folder, criteria_tables.PLOT, kind)
+
+
+def _save(figure: pyplot.Figure, folder: Path, name: str, kind: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else None  # they would change with every run
+    figure.savefig(folder / f"{name}.{kind}", metadata=metadata, dpi=120)
+    pyplot.close(figure)
+    return folder / f"{name}.{kind}"
 
 
 def speedup(results: Json) -> pyplot.Figure:
@@ -118,6 +126,38 @@ def roofline(results: Json) -> pyplot.Figure:
     axes.set_xlabel("operations per byte of the activations, read once")
     axes.set_ylabel("GFLOP/s of the operations that no version avoids")
     axes.set_title(machine_line(results), fontsize=9)
+    return figure
+
+
+def criteria(studies: list[Json]) -> pyplot.Figure:
+    """A row of panels for each network, one for each budget: a dot for each seed, a bar at their mean."""
+    heights = [0.9 + 0.2 * len(study["settings"]["criteria"]) for study in studies]
+    figure = pyplot.figure(figsize=(8.5, sum(heights)))
+    bands = figure.subfigures(len(studies), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for band, study in zip(bands, studies, strict=True):
+        settings = study["settings"]
+        names, budgets = list(settings["criteria"]), list(settings["budgets"])
+        band.suptitle(f"{settings['model']}, {settings['data']}", fontsize=10)
+        grid = band.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
+        for axes, budget in zip(grid, budgets, strict=True):
+            for place, name in enumerate(names):
+                found = criteria_tables.drops(study, budget, name)
+                values = [value for draws in found.values() for value in draws]
+                color = COLORS["strong" if name == criteria_tables.RANDOM else "reference"]
+                if values:
+                    middle = sum(values) / len(values)
+                    axes.plot([min(values), max(values)], [place, place], color=color, linewidth=1, alpha=0.5)
+                    axes.plot(values, [place] * len(values), "o", color=color, markersize=3)
+                    axes.plot(middle, place, "|", color=color, markersize=11, markeredgewidth=2)
+                if values and name == criteria_tables.RANDOM:
+                    axes.axvline(middle, color=color, linestyle="--", linewidth=0.8, label="mean of random filters")
+            axes.set_yticks(range(len(names)), names, fontsize=7)
+            axes.set_ylim(len(names) - 0.5, -0.5)  # the first one on top
+            axes.set_xlabel("test accuracy lost, points")
+            axes.set_title(f"{budget} filters" if "%" not in budget else budget, fontsize=9)
+        handles, labels = grid[-1].get_legend_handles_labels()
+        if handles:
+            grid[-1].legend(handles, labels, fontsize=6.5, loc="best")
     return figure
 
 

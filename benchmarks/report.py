@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cpu_tables
+import criteria_tables
 from cpu_tables import CPU, digits, ms, shape_of, table
 from targets import evaluate
 
@@ -232,6 +233,15 @@ def read_cpu(root: Path) -> Json:
     return cpu
 
 
+def read_criteria(root: Path) -> dict[str, Json]:
+    """The comparisons of criteria by their files, those that have been made."""
+    found = {path: study for path in criteria_tables.STUDIES if (study := read(root, path))}
+    for path, study in found.items():
+        if study["settings"]["data"] == "digits":
+            raise ValueError(f"{path} must come from a whole run, got one with --quick")
+    return found
+
+
 def render(root: Path) -> dict[Path, str]:
     """Return the files this program writes and what belongs in them."""
     pruning, cpu = json.loads((root / PRUNING).read_text()), read_cpu(root)
@@ -239,7 +249,8 @@ def render(root: Path) -> dict[Path, str]:
     head, rest = readme.read_text().split(BEGIN)
     scoring = [*gpu_summary(root, ""), *cpu_tables.speedup_table(cpu, link(CPU, ""))]
     tables = [head + BEGIN, *pruning_table(pruning, ""), "", *scoring, END]
-    up = "../"  # from docs/
+    up, plots = "../", Path(PLOT_FOLDER).relative_to("docs").as_posix() + "/"  # from docs/
+    studies = {link(path, up): study for path, study in read_criteria(root).items()}
     page = [
         "# Results",
         "",
@@ -250,8 +261,9 @@ def render(root: Path) -> dict[Path, str]:
         "",
         *cycles_table(pruning),
         "",
+        *(["## Criteria", *criteria_tables.section(studies, plots), ""] if studies else []),
         "## Scoring a layer on a CPU",
-        *cpu_tables.section(cpu, link(CPU, up), Path(PLOT_FOLDER).relative_to("docs").as_posix() + "/"),
+        *cpu_tables.section(cpu, link(CPU, up), plots),
         "",
         "## Scoring a layer on a GPU",
         *gpu_section(root, up),
@@ -266,6 +278,8 @@ def draw_plots() -> None:
         print(f"{PLOT_FOLDER} was left as it is: {error}; pip install '.[report]'")
         return
     plots.draw(read_cpu(ROOT), ROOT / PLOT_FOLDER)
+    if studies := list(read_criteria(ROOT).values()):
+        plots.draw_criteria(studies, ROOT / PLOT_FOLDER)
 
 
 def print_targets() -> None:

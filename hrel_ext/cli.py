@@ -1,4 +1,4 @@
-"""The command line: ``hrel prune`` and ``hrel run``, what they wrote exported and measured, recipes, ``hrel doctor``."""
+"""The command line: ``hrel prune`` and ``hrel run``, what becomes of a pruned network, ``hrel doctor``."""
 # SPDX-License-Identifier: MIT
 
 import dataclasses

@@ -5,9 +5,13 @@ import json
 import math
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import baselines
 import bench_layers
+import criteria_study
+import criteria_tables
+import plots
 import protocol
 import pytest
 import report
@@ -177,6 +181,93 @@ def test_csv_of_the_profiler_becomes_one_row_per_kernel():
     assert "`void hrel::cuda::relevance<float, 128>`" in page and "98.5 us" in page
 
 
+# The comparison of criteria
+
+
+@pytest.mark.parametrize(
+    ("network", "rows"), [("lenet5", ("hrel, pool", "hrank, relu")), ("resnet20", ("hrel_set, relu", "bn_scale"))]
+)
+def test_criteria_study_gives_every_criterion_the_same_budget(network, rows, tmp_path, monkeypatch):
+    study = criteria_study.quick(criteria_study.STUDIES[network])
+    rows = (*rows, "random")
+    study = replace(study, draws=2, criteria={row: study.criteria[row] for row in rows})
+    tested, evaluate = [], criteria_study.evaluate
+
+    def watch(model, batches):
+        tested.append(torch.equal(batches._split.images, test_images))
+        return evaluate(model, batches)
+
+    test_images = criteria_study.load(study, None, 0).test.images
+    monkeypatch.setattr(criteria_study, "evaluate", watch)
+    report = criteria_study.run(study, None, tmp_path / "criteria.json", "a command")
+    made = [(cell["criterion"], cell["draw"]) for cell in report["cells"]]
+    assert made == [*((row, 0) for row in rows), ("random", 1)] and report["planned_cells"] == len(made)
+    assert sum(tested) == 1 + len(made)  # the test split, once for each network
+    (base,) = report["bases"]
+    assert len({cell["macs"] for cell in report["cells"]}) == 1
+    assert report["cells"][0]["macs"] <= 0.5 * base["macs"]
+    assert json.loads((tmp_path / "criteria.json").read_text()) == json.loads(json.dumps(report))
+
+
+def test_criteria_study_goes_on_where_it_was(tmp_path):
+    study, output = criteria_study.quick(criteria_study.STUDIES["lenet5"]), tmp_path / "criteria.json"
+    study = replace(study, criteria={row: study.criteria[row] for row in ("taylor, relu", "l1", "random")})
+    whole = criteria_study.run(study, None, output, "a command")
+    output.write_text(json.dumps(dict(whole, cells=whole["cells"][:1])))  # as if it had been stopped
+    resumed = criteria_study.run(study, None, output, "a command")
+    assert resumed["cells"][0] == whole["cells"][0] and resumed["bases"] == whole["bases"]
+    without_seconds = [[dict(cell, seconds=0) for cell in r["cells"]] for r in (resumed, whole)]
+    assert without_seconds[0] == without_seconds[1]
+    with pytest.raises(ValueError, match="must hold cells of the same settings, got others"):
+        criteria_study.run(replace(study, train=80), None, output, "a command")
+    output.write_text(json.dumps(dict(whole, cells=[], bases=[dict(whole["bases"][0], validation_accuracy=0.123)])))
+    with pytest.raises(ValueError, match=r"base network of seed 0 must come out as before.* of 0\.123, got"):
+        criteria_study.run(study, None, output, "a command")
+
+
+def made_up_study(drops):
+    """A study of three seeds in which the criteria lose so many points in each."""
+    settings = {"seeds": [0, 1, 2], "draws": 1, "criteria": dict.fromkeys(drops), "budgets": {"2, 3": {"limits": {}}}}
+    settings |= {"model": "lenet5", "data": "mnist", "train": 9, "validation": 8, "test": 7, "score_batches": 5}
+    settings |= {"batch_size": 100, "base": {"epochs": 3}, "retraining": {"epochs": 2}}
+    bases = [{"seed": s, "test_accuracy": 0.9, "validation_accuracy": 0.95, "seconds": 60.0} for s in range(3)]
+    cells = [
+        {"seed": seed, "budget": "2, 3", "criterion": row, "draw": 0, "seconds": {"retrain": 30.0}}
+        | {"test_accuracy": 0.9 - lost / 100, "validation_accuracy_before_retraining": 0.25}
+        for row, values in drops.items()
+        for seed, lost in enumerate(values)
+    ]
+    environment = {"threads": 1, "processor": "a processor", "torch": "2"}
+    whole = {"settings": settings, "bases": bases, "cells": cells, "environment": environment, "command": "a command"}
+    return whole | {"planned_cells": 3 * len(drops)}
+
+
+def test_criteria_are_told_apart_only_where_all_seeds_agree(tmp_path):
+    study = made_up_study({"good": [1, 2, 3], "as good": [1, 4, 2], "bad": [9, 8, 10], "random": [5, 6, 3]})
+    text = criteria_tables.verdict(study, "2, 3")
+    assert "lie between 2.00 (good) and 9.00 points (bad), random filters at 4.67; the seeds" in text
+    assert "2.00 points apart (median). Better than random in every seed: as good; worse in every seed: bad." in text
+    assert text.endswith("The ranges of 1 of the 2 others meet that of the best.")
+    page = "\n".join(criteria_tables.section({"a link": study}, "plots/"))
+    assert "| `as good` | 2.33 (1.00 to 4.00) | 70.00 (70.00 to 70.00) |" in page and "Unfinished" not in page
+    assert "9 minutes on 1 thread" in page and "90.00 % (90.00 to 90.00)" in page
+    study["cells"].pop()
+    page = "\n".join(criteria_tables.section({"a link": study}, "plots/"))
+    assert "**Unfinished: 11 of 12 networks.**" in page and "| `random` | 5.50 (5.00 to 6.00, 2 of 3 seeds) |" in page
+    assert "- 2, 3: not finished." in page
+    text = plots.draw_criteria([study], tmp_path).read_text()
+    assert all(label in text for label in ("test accuracy lost, points", "as good", "2, 3 filters", "lenet5, mnist"))
+
+
+def test_quick_criteria_do_not_reach_the_page(tmp_path):
+    copy_of_results(tmp_path)
+    study = made_up_study({"good": [1, 2, 3], "random": [1, 2, 3]})
+    study["settings"]["data"] = "digits"
+    (tmp_path / criteria_tables.STUDIES[0]).write_text(json.dumps(study))
+    with pytest.raises(ValueError, match="must come from a whole run, got one with --quick"):
+        report.render(tmp_path)
+
+
 # Pages
 
 
@@ -187,6 +278,7 @@ def test_pages_are_what_the_json_renders_to(capsys, monkeypatch):
 
 def copy_of_results(folder, *, gpu=False):
     names = ["README.md", "docs/results.md", report.PRUNING, report.CPU]
+    names += [name for name in criteria_tables.STUDIES if (report.ROOT / name).exists()]
     if gpu:
         names += [n for n in (report.GPU_LAYERS, report.GPU_STEPS, report.GPU_PROFILE) if (report.ROOT / n).exists()]
     for name in names:

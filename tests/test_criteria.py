@@ -24,6 +24,7 @@ from hrel_ext.pruning import (
     HRel,
     HRelDebiased,
     HRelImportance,
+    HRelSet,
     L1Norm,
     L2Norm,
     Random,
@@ -213,6 +214,34 @@ def test_alignment_elimination_drops_dead_filters_first_and_one_of_two_copies_ea
     assert scores[2] < scores[5]  # equal until one of them is gone, so the lower index went first
 
 
+@pytest.mark.parametrize(("where", "at"), [("conv", 4), ("relu", 5)])
+def test_hrel_set_takes_in_each_step_the_filter_that_makes_the_joint_relevance_largest(net, batches, where, at):
+    options = {"sigma": 2.0, "alpha": 2.0, "label_sigma": 0.3}
+    scores = HRelSet(batches, where=where, **options).scores(net, ["4"])["4"]
+    maps = [(maps_at(small_net(), images, at), labels) for images, labels in batches.batches]
+
+    def objective(taken):
+        return sum(hrel_ext.joint_relevance(acts, labels, taken, **options) for acts, labels in maps)
+
+    taken = []
+    while len(taken) < 5:
+        taken.append(max(set(range(5)) - {*taken}, key=lambda f: objective([*taken, f])))
+    assert scores.argsort(descending=True).tolist() == taken != list(range(5))
+    assert sorted(scores.tolist()) == [0, 1, 2, 3, 4]
+    by_layer = HRelSet(batches, where=where).scores(net)  # the width of each layer, and all layers in one pass
+    order = hrel_ext.select_filters(maps, keep=5, sigma="layer").order
+    assert by_layer["4"].argsort(descending=True).tolist() == order.tolist() and list(by_layer) == ["0", "4"]
+
+
+def test_hrel_set_takes_dead_filters_last(batches):
+    net = small_net(first=6)
+    with torch.no_grad():
+        for dead in (1, 4):
+            net[0].weight[dead] = 0
+    scores = HRelSet(batches).scores(net, ["0"])["0"]
+    assert scores.argsort().tolist()[:2] == [4, 1]  # equal, so the lower index was taken first
+
+
 def test_hrel_is_collect_and_debiased_subtracts_the_null(net, batches):
     options = {"sigma": 3.0, "alpha": 2.0, "where": "relu"}
     scores = HRel(batches, **options).scores(net)
@@ -318,6 +347,7 @@ def test_a_filter_that_is_not_finite_is_named(net, batches):
         Taylor: "layer '0': maps must be finite, filter 2 holds NaN or Inf",
         HRank: "layer '0': maps must be finite, filter 2 holds NaN or Inf",
         AlignmentElimination: "layer '0': maps must be finite, filter 2 holds NaN or Inf",
+        HRelSet: "layer '0': maps must be finite, filter 2 holds NaN or Inf",
         L1Norm: "scores must be finite, got nan for filter 2 of layer '0'",
     }
     for criterion, message in refusals.items():

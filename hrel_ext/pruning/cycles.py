@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
+from hrel_ext._files import write_atomically
 from hrel_ext.collect import Batch
 from hrel_ext.pruning.cost import Cost
 from hrel_ext.pruning.criteria import FilterScores
 from hrel_ext.pruning.groups import remove_filters
 from hrel_ext.pruning.planning import Measured
-from hrel_ext._files import write_atomically
 from hrel_ext.scores import LayerScores
 
 _STATE, _TENSORS, _OPTIMIZER, _BATCHES = "state.json", "tensors.safetensors", "optimizer.bin", "batches.bin"
