@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+import hrel_ext
 from hrel_ext.pruning import L2Norm, load_pruned, prune, save_pruned
 
 INPUTS = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(4))
@@ -58,7 +59,8 @@ def edit(folder, change):
 def test_a_network_of_ones_own_keeps_every_bit(whole):
     folder, model = whole
     torch.manual_seed(9)
-    again = load_pruned(folder, network)
+    assert hrel_ext.load_pruned is load_pruned
+    again = hrel_ext.load_pruned(folder, network)
     assert again.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in again.parameters()) and not again.training

