@@ -3,6 +3,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -95,6 +97,44 @@ def test_parts_of_a_mini_batch_add_up_to_its_gradient(split):
     whole, _ = first_step(split)
     parts, _ = first_step(split, accumulate=7)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-7)
+
+
+RANK = """
+import sys, torch
+from torch import nn
+from hrel_ext.pruning import train
+from hrel_ext.zoo.data import Batches, Split
+data = torch.load(sys.argv[1])
+split, some = (Split(data["images"][:n], data["labels"][:n]) for n in (60, 55))
+torch.manual_seed(5)
+model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8) if sys.argv[3] == "norm" else nn.Tanh(), nn.Linear(8, 3))
+options = {"epochs": 2, "learning_rate": 0.1, "accumulate": 2, "checkpoint": sys.argv[2] + "/states"}
+training = train(model, Batches(some, 11), Batches(split, 60), **options)
+rank = torch.distributed.get_rank()
+torch.save([model.state_dict(), training.epochs[-1].loss], f"{sys.argv[2]}/{rank}.pt")
+assert train(model, Batches(some, 11), Batches(split, 60), **options) == training
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("layer", ("tanh", "norm"))
+def test_two_processes_average_their_gradients_and_end_with_the_same_weights(layer, split, tmp_path):
+    (tmp_path / "rank.py").write_text(RANK)
+    torch.save({"images": split.images, "labels": split.labels}, tmp_path / "split.pt")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = [str(tmp_path / name) for name in ("rank.py", "split.pt", "")] + [layer]
+    done = subprocess.run(torchrun + arguments, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (first, loss), (second, other) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert loss == other and all(torch.equal(first[name], second[name]) for name in first)
+    if layer == "norm":
+        return
+    torch.manual_seed(5)
+    alone = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    pairs = Split(split.images[:44], split.labels[:44])  # four of five mini-batches, the last has no partner
+    training = train(alone, Batches(pairs, 22), Batches(split, 60), epochs=2, learning_rate=0.1)
+    assert loss == pytest.approx(training.epochs[-1].loss, abs=1e-6)
+    torch.testing.assert_close(first, dict(alone.state_dict()), rtol=0, atol=1e-6)
 
 
 def test_a_teacher_and_smooth_labels_enter_the_loss_by_their_formula(split):

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from torch import distributed
+
 SCHEMA_VERSION = 1
 GENERATIONS = 2
 _MANIFEST = "manifest.json"
@@ -34,7 +36,7 @@ class Checkpoints:
         self._settings = json.loads(json.dumps(settings))  # as they come back
 
     def save(self, write: Callable[[Path], object]) -> None:
-        """Add a state and drop the oldest.
+        """Add a state and drop the oldest; of several processes of torch.distributed the first one does.
 
         Args:
             write: puts its files into the folder it is given.
@@ -42,6 +44,8 @@ class Checkpoints:
         Raises:
             OSError: they cannot be written, say on a full disk; the states before are as they were.
         """
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0:
+            return
         numbers = self._numbers()
         unfinished = self._folder / ".unfinished"
         try:
