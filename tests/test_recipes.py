@@ -45,7 +45,7 @@ def test_a_recipe_fits_its_network_and_its_name(name):
 @pytest.mark.parametrize(
     ("name", "conv_macs", "parameters"),  # shares that go, of convolutions and of the whole network
     (
-        ("lenet5-mnist", 0.9525, None),
+        ("lenet5-mnist", 0.9525, 0.5607),
         ("vgg16-cifar10", 0.8488, 0.9497),
         ("resnet56-cifar10", 0.5188, 0.5278),
         ("resnet56-cifar10-stream", 0.7689, 0.7772),
@@ -59,8 +59,7 @@ def test_a_recipe_costs_what_was_worked_out(name, conv_macs, parameters):
     example = torch.zeros(1, *SHAPES[recipe.data])
     made = plan(MODELS[recipe.model](), example, limits=recipe.limits, residual=recipe.residual)
     assert 1 - made.after.conv_macs / made.before.conv_macs == pytest.approx(conv_macs, abs=6e-5)
-    if parameters is not None:
-        assert 1 - made.after.parameters / made.before.parameters == pytest.approx(parameters, abs=6e-5)
+    assert 1 - made.after.parameters / made.before.parameters == pytest.approx(parameters, abs=6e-5)
 
 
 def test_vgg16_costs_what_the_abstract_says_with_biases_counted():
@@ -86,6 +85,8 @@ def test_vgg16_costs_what_the_abstract_says_with_biases_counted():
 def test_lenet5_to_two_and_three_filters_costs_what_the_abstract_says():
     made = plan(MODELS["lenet5"](), torch.zeros(1, 1, 28, 28), limits={"conv1": 2, "conv2": 3})
     assert (made.before.conv_macs, made.after.conv_macs) == (1_888_000, 38_400)  # -97.97 %
+    assert 1 - made.after.macs / made.before.macs == pytest.approx(0.8357, abs=6e-5)
+    assert 1 - made.after.parameters / made.before.parameters == pytest.approx(0.5849, abs=6e-5)
 
 
 def test_lenet5_passes_the_counts_of_the_code():
