@@ -117,10 +117,10 @@ STUDIES = {
     "resnet20": Study(
         model="resnet20",
         data="cifar10",
-        train=4000,
-        validation=1000,
-        test=5000,
-        base=Stage(epochs=10, learning_rate=0.1),
+        train=2500,
+        validation=500,
+        test=3000,
+        base=Stage(epochs=12, learning_rate=0.1),
         retraining=Stage(epochs=2, learning_rate=0.05),
         criteria={
             **_on("relu", "hrel", "hrel_debiased", "hrel_set", "alignment", "variance", "hrank", "taylor"),

@@ -155,9 +155,9 @@ def criteria(studies: list[Json]) -> pyplot.Figure:
             axes.set_ylim(len(names) - 0.5, -0.5)  # the first one on top
             axes.set_xlabel("test accuracy lost, points")
             axes.set_title(f"{budget} filters" if "%" not in budget else budget, fontsize=9)
-        handles, labels = grid[-1].get_legend_handles_labels()
+        handles, labels = grid[0].get_legend_handles_labels()  # none yet in a study that has just begun
         if handles:
-            grid[-1].legend(handles, labels, fontsize=6.5, loc="best")
+            band.legend(handles, labels, fontsize=8, loc="upper right")
     return figure
 
 
