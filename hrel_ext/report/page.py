@@ -87,7 +87,7 @@ def write_report(run_dir: Path) -> Path:
         environment=list(_flat(report["environment"] | {"device": report["device"], "seed": report["seed"]})),
         command=report["command"],
     )
-    write_atomically(run_dir / PAGE, lambda unfinished: unfinished.write_text(page))
+    write_atomically(run_dir / PAGE, lambda unfinished: unfinished.write_text(page, encoding="utf-8"))
     return run_dir / PAGE
 
 
