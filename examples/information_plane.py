@@ -93,16 +93,16 @@ def photographs(rng: torch.Generator) -> tuple[Tensor, Tensor]:
     return (torch.stack(pieces) - mean) / std, torch.arange(BATCH) // (BATCH // 2)
 
 
-def degeneracy(digits: Splits) -> Iterator[Json]:
+def degeneracy(name: str, digits: Splits) -> Iterator[Json]:
     """I(X; T) of networks with random weights, for a width of the input of 8 and for one by rule, one row a layer."""
     rng = torch.Generator().manual_seed(SEED)
     batches = {
-        "digits in [0, 1]": (digits.train.images[:BATCH], digits.train.labels[:BATCH], "lenet5", ("conv1", "fc3")),
+        f"{name} in [0, 1]": (digits.train.images[:BATCH], digits.train.labels[:BATCH], "lenet5", ("conv1", "fc3")),
         "normalised colour": (*photographs(rng), "resnet20", ("conv1", "stage2.0.conv1", "fc")),
     }
-    for data, (inputs, labels, name, layers) in batches.items():
+    for data, (inputs, labels, network, layers) in batches.items():
         torch.manual_seed(SEED)
-        model = MODELS[name]()
+        model = MODELS[network]()
         distance = hrel_ext.median_distance(inputs.flatten(1)).item()
         for rule in (8.0, "median"):
             plane = InformationPlane(model, layers=layers, input_sigma=rule)
@@ -116,7 +116,7 @@ def degeneracy(digits: Splits) -> Iterator[Json]:
                     "median_distance": distance,
                     "input_sigma": history.input_widths.item(),
                     "rule": str(rule),
-                    "layer": f"{name} {layer}",
+                    "layer": f"{network} {layer}",
                     "input_entropy_bits": history.input_entropy.item(),
                     "most_bits": math.log2(len(labels)),
                     "layer_entropy_bits": history.layer_entropy[0, at].item(),
@@ -148,7 +148,7 @@ def main() -> None:
     }
     for name, figure in figures.items():
         plots.save(figure, args.plots / f"{name}.svg")
-    rows = list(degeneracy(splits))
+    rows = list(degeneracy(args.data, splits))
     moved = history.moved("baseline", last)
     numbers = {
         "command": f"python examples/information_plane.py --data {args.data}",

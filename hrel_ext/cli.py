@@ -286,6 +286,18 @@ def bench_model_command(
     )
 
 
+@app.command("report")
+def report_command(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder that hrel prune or hrel run wrote.")],
+) -> None:
+    """Write report.html into the folder of a run: results, plan, pictures, settings; one page that needs no network."""
+    try:
+        from hrel_ext.report.page import write_report
+    except ImportError as error:
+        raise ImportError(f"the report needs {error.name}: pip install 'hrel_ext[report,prune]'") from error
+    console.print(f"written to {write_report(run_dir)}", markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command("doctor")
 def doctor_command() -> None:
     """Print versions, the kernels that were built, and what a call would run on this machine."""

@@ -109,7 +109,9 @@ def test_before_and_after_share_their_axes_and_say_how_far_the_plane_moved():
     assert (left.get_title(), right.get_title()) == ("baseline", "cycle 1 to cycle 2 (hollow: end of baseline)")
     assert len(left.collections[0].get_offsets()) == len(right.collections[0].get_offsets()) == 20
     alone = plots.before_and_after(recorded, "cycle 1", last=10)
-    assert alone.axes[1].get_title() == "cycle 2" and "last but one" not in alone.get_suptitle()
+    assert (
+        alone.axes[1].get_title() == "cycle 2 (hollow: end of cycle 1)" and "last but one" not in alone.get_suptitle()
+    )
     with pytest.raises(
         ValueError, match=re.escape("after must be a stage behind 'cycle 1' in baseline, cycle 1, cycle 2")
     ):

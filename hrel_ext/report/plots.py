@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import matplotlib
 import numpy as np
@@ -54,17 +54,19 @@ def _themed(plot: _Plot) -> _Plot:
     return call
 
 
-def save(figure: Figure, path: str | os.PathLike) -> None:
-    """Write a figure; the same figure gives the same SVG file, byte for byte.
+def save(figure: Figure, file: str | os.PathLike | BinaryIO, kind: str | None = None) -> None:
+    """Write a figure; the same figure gives the same SVG, byte for byte.
 
     Args:
         figure: of one of the functions below.
-        path: of the file, whose ending names the kind: .svg, .png, .pdf.
+        file: its path, or an open file.
+        kind: "svg", "png" or "pdf"; None takes the ending of the path.
     """
+    kind = kind or Path(file).suffix.removeprefix(".")
     # A date and the name of the program would change with every run.
-    metadata = {"Date": None, "Creator": None} if Path(path).suffix == ".svg" else None
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else None
     with matplotlib.rc_context(STYLE):
-        figure.savefig(path, metadata=metadata, dpi=150, facecolor=figure.get_facecolor())
+        figure.savefig(file, format=kind, metadata=metadata, dpi=150, facecolor=figure.get_facecolor())
 
 
 @_themed
@@ -137,7 +139,8 @@ def before_and_after(
         _label_points(axes, final, history.layers, colors, np.concatenate([points.reshape(-1, 2), start]))
     between = stages[stages.index(before) + 1 : stages.index(after) + 1]
     left.set_title(before)
-    right.set_title(between[0] if len(between) == 1 else f"{between[0]} to {between[-1]} (hollow: end of {before})")
+    span = between[0] if len(between) == 1 else f"{between[0]} to {between[-1]}"
+    right.set_title(f"{span} (hollow: end of {before})")
     moved = history.moved(before, after, last).mean().item()
     text = f"the plane moved {moved:.2f} bits, the mean over its {len(colors)} layers"
     recorded = history.information[own]
@@ -392,7 +395,7 @@ def accuracy_against_macs(
 
 
 def scores_by_cycle(
-    filters: Mapping[str, int], cycles: Sequence[Mapping[str, Mapping[str, Sequence]]]
+    filters: Mapping[str, int], cycles: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, dict[int, dict[int, float]]], dict[str, list[int]]]:
     """The score of every filter by its number in the unpruned network, and the filters left in the end.
 
