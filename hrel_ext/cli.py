@@ -45,6 +45,9 @@ DataDir = Annotated[
     typer.Option("--data-dir", envvar="HREL_DATA_DIR", help="Folder of the data as torchvision lays it out."),
 ]
 Limits = Annotated[list[str] | None, typer.Option("--limit", help="LAYER=FILTERS to end with; repeatable.")]
+Plane = Annotated[
+    int | None, typer.Option("--plane", min=1, help="Record the information plane, a point every so many steps.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of weights, splits and training.")]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 Output = Annotated[
@@ -85,6 +88,7 @@ def prune_command(
     accumulate: Annotated[int | None, typer.Option(min=1, help="Parts of a mini-batch, to save memory.")] = None,
     precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
     distillation: Annotated[float | None, typer.Option(help="Weight of the unpruned network as a teacher.")] = None,
+    plane_every: Plane = None,
     seed: Seed = 0,
     device: Device = "cpu",
     output: Output = None,
@@ -122,6 +126,7 @@ def prune_command(
         "accumulate": accumulate,
         "precision": precision,
         "distillation": distillation,
+        "plane_every": plane_every,
         "baseline": _stage(recipe.baseline, epochs),
         "cycle": _stage(recipe.cycle, cycle_epochs),
         "final": _stage(recipe.final, final_epochs),
@@ -158,6 +163,14 @@ def _run(recipe: Recipe, data_dir: Path | None, seed: int, device: str, output: 
         raise typer.Exit(130) from None
     console.print(_results_table(report))
     console.print(f"{report['stopped']}; {report['seconds']['total']:.0f} s on {device}; written to {output}/")
+    try:
+        from hrel_ext.report.page import write_report
+    except ImportError as error:
+        console.print(
+            f"no report.html: it needs {error.name}: pip install 'hrel_ext[report]', then hrel report {output}"
+        )
+    else:
+        console.print(f"open {write_report(output)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command("run")
@@ -166,6 +179,7 @@ def run_command(
     which: Annotated[str, typer.Option("--schedule", help="short, or paper for that of HRel's code.")] = "short",
     limit: Limits = None,
     data_dir: DataDir = None,
+    plane_every: Plane = None,
     seed: Seed = 0,
     device: Device = "cpu",
     output: Output = None,
@@ -179,6 +193,7 @@ def run_command(
     if which not in EXPERIMENTS[name]:
         raise ValueError(f"--schedule must be one of {', '.join(EXPERIMENTS[name])} for {name}, got {which!r}")
     recipe = _goal(EXPERIMENTS[name][which], None, device, None, _pairs("--limit", limit or [], int), {})
+    recipe = dataclasses.replace(recipe, plane_every=plane_every or recipe.plane_every)
     _run(recipe, data_dir, seed, device, output or Path("runs") / f"{name}-{which}-seed{seed}")
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -43,8 +44,11 @@ from hrel_ext.recipes import Recipe, Stage
 from hrel_ext.zoo.data import BLACK, Batches, CropAndFlip, Split, Splits
 from hrel_ext.zoo.models import MODELS, make_model
 
+if TYPE_CHECKING:
+    from hrel_ext.report import InformationPlane
+
 CHECKPOINTS = "checkpoints"  # folder in the output of an unfinished run
-SCORES = "scores.safetensors"
+SCORES, PLANE = "scores.safetensors", "plane.safetensors"
 EVALUATION_BATCH = 500  # samples; only memory and speed depend on it
 LATENCY_BATCH = 100  # samples
 TRIED = 8  # samples that are scored before any training, to see that the recipe can be run
@@ -85,7 +89,8 @@ def run(
     command: str,
     observer: Observer | None = None,
 ) -> dict[str, object]:
-    """Run a recipe and write model.safetensors, model.pt, plan.json, scores.safetensors and report.json to ``output``.
+    """Run a recipe and write model.safetensors, model.pt, plan.json, scores.safetensors and report.json to ``output``,
+    and plane.safetensors if the recipe records the information plane.
 
     Every epoch that is kept, of the whole and of the pruned network, is chosen on the validation split. The test split
     is read twice: once for the whole network, once for the pruned one. A run that was interrupted, at whatever moment,
@@ -129,6 +134,7 @@ def run(
         _check(recipe, model, splits, rules, seed)
         begun.save(lambda folder: None)
     validation = Batches(splits.validation, EVALUATION_BATCH)
+    plane = _plane(recipe, model, seed, output / PLANE if going_on else None)
     augment = _augmentation(recipe, splits)
 
     def train_stage(name: str, stage: Stage, number: int, teacher: nn.Module | None = None) -> Training | None:
@@ -137,6 +143,14 @@ def run(
         observer.on_stage(name, stage.epochs)
         if not stage.epochs:
             return None
+        if plane and name not in plane.stages:
+            plane.begin(name)
+
+        def on_epoch(epoch: Epoch) -> None:
+            if plane and plane.num_points:
+                plane.save(output / PLANE)
+            observer.on_epoch(epoch)
+
         with clock.time("retrain" if name.startswith("cycle") else name):
             return train(
                 model,
@@ -148,7 +162,8 @@ def run(
                 seed=seed,
                 device=device,
                 checkpoint=states / name.replace(" ", "-"),
-                on_epoch=observer.on_epoch,
+                on_step=plane and plane.record,
+                on_epoch=on_epoch,
             )
 
     with clock.time("total"):
@@ -241,6 +256,17 @@ def _network(recipe: Recipe, splits: Splits) -> nn.Module:
     """The network of a recipe, one of ours with as many outputs as the data has classes."""
     options = {"num_classes": splits.num_classes} if recipe.model in MODELS else {}
     return make_model(recipe.model, **options)
+
+
+def _plane(recipe: Recipe, model: nn.Module, seed: int, file: Path | None) -> "InformationPlane | None":
+    """The recorder of the information plane, if the recipe wants one; with the points of a run that goes on."""
+    if recipe.plane_every is None:
+        return None
+    from hrel_ext.report import InformationPlane
+
+    if file and file.exists():
+        return InformationPlane.resume(model, file)
+    return InformationPlane(model, every=recipe.plane_every, alpha=recipe.alpha, seed=seed)
 
 
 def _sizes(splits: Splits) -> dict[str, int]:

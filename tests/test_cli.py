@@ -14,6 +14,7 @@ import torch
 
 from hrel_ext import cli
 from hrel_ext.pruning import load_pruned
+from hrel_ext.report import PlaneHistory
 from hrel_ext.zoo.data import mnist
 
 needs_mnist = pytest.mark.skipif(
@@ -52,7 +53,7 @@ def test_a_run_that_is_interrupted_goes_on_and_writes_a_report_and_a_network_tha
         "--limit",
         "conv2=30",
     ]
-    command = ["prune", "lenet5", *options, "--percent", "conv2=20", "--seed", "3"]
+    command = ["prune", "lenet5", *options, "--percent", "conv2=20", "--seed", "3", "--plane", "4"]
     process = start(*command, cwd=tmp_path)
     folder = tmp_path / "runs/lenet5-digits"
     while not (folder / "checkpoints/cycle-1").exists():
@@ -76,6 +77,11 @@ def test_a_run_that_is_interrupted_goes_on_and_writes_a_report_and_a_network_tha
     assert len(report["cycles"][0]["score_mean"]["conv2"]) == 50
     for side in ("before", "after"):
         assert 0 < report[side]["test_accuracy"] <= 1 and report[side]["latency_ms"] > 0
+    plane = PlaneHistory.load(folder / "plane.safetensors")
+    stages = {name: part.stop - part.start for name, part in plane.stages.items()}
+    assert stages == {"baseline": 6, "cycle 1": 3, "cycle 2": 3, "cycle 3": 3, "final": 6}  # 11 steps an epoch
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/svg+xml") >= 10 and "Information plane of baseline" in page
     assert load_pruned(folder).conv2.weight.shape == (30, 17, 5, 5)
 
 

@@ -99,6 +99,7 @@ def train(
     seed: int = 0,
     device: str = "cpu",
     checkpoint: str | os.PathLike | None = None,
+    on_step: Callable[[Tensor, Tensor], object] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Training:
     """Train a classifier in place and leave it with the weights of its best epoch on the validation split.
@@ -134,6 +135,8 @@ def train(
         device: "cpu" or "cuda".
         checkpoint: a folder that takes the state after every epoch. A training that was interrupted goes on from there
             when it is called again with the same arguments, to the same weights; one that was finished returns at once.
+        on_step: called with the inputs and labels of a mini-batch after each step, say
+            `hrel_ext.report.InformationPlane.record`.
         on_epoch: called with each `Epoch` when it is done, and at once with those of a checkpoint.
 
     Returns:
@@ -215,6 +218,8 @@ def train(
                 total += loss.detach()
             optimizer.step()
             scheduler.step()
+            if on_step:
+                on_step(inputs, labels)
         mean = accelerator.reduce(total, "mean").item() / steps
         if ranks > 1:  # each has batch norms of its own mini-batches
             for buffer in model.buffers():

@@ -57,6 +57,7 @@ class Recipe:
         accumulate: parts of a mini-batch.
         distillation: weight of the unpruned network as a teacher in retraining; 0 for none.
         channels_last: memory format of the network and the images; faster on GPUs with tensor cores.
+        plane_every: training steps from one point of the information plane to the next; None does not record it.
         source: where the numbers come from, and what departs from there.
     """
 
@@ -90,6 +91,7 @@ class Recipe:
     accumulate: int = 1
     distillation: float = 0.0
     channels_last: bool = False
+    plane_every: int | None = None
     source: str
 
 

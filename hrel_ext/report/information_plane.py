@@ -387,6 +387,16 @@ class InformationPlane:
         return True
 
     @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the stages that have begun."""
+        return tuple(self._stages)
+
+    @property
+    def num_points(self) -> int:
+        """Iterations recorded so far."""
+        return len(self._points["iterations"])
+
+    @property
     def history(self) -> PlaneHistory:
         """All points so far. Raises ValueError before the first one."""
         times = self._points["iterations"]
