@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hrel_ext.collect import collect
-from hrel_ext.pruning import count, plan, prune, recalibrate
+from hrel_ext.pruning import L1Norm, count, plan, prune, recalibrate
 from hrel_ext.pruning.state import Snapshot
 
 IMAGE = torch.zeros(1, 3, 8, 8)
@@ -166,6 +166,10 @@ def test_limits_and_shares_take_the_steps_that_the_rules_allow(model, batches):
         ({"target": {"macs": 0.5}, "scored": {"inner": "relu"}}, "scored['inner'] must be a module of the model, got"),
         ({"target": {"macs": 0.5}, "limits": {"inner": 4}, "shares": {"inner": 0.1}}, "either target or limits"),
         ({"target": {"macs": 0.5}, "shares": {"inner": 0.1}}, "shares must come with limits"),
+        (
+            {"target": {"macs": 0.5}, "criterion": L1Norm(), "sigma": 2.0, "alpha": 1.0},
+            "criterion must be given without what HRel is made with, got sigma, alpha as well",
+        ),
     ),
 )
 def test_a_wrong_argument_is_refused_before_any_work(arguments, message, model):

@@ -112,7 +112,7 @@ def prune(
         alpha: order of the entropy.
         label_sigma: kernel width of the labels.
         criterion: what ranks the filters; None is `HRel` with the arguments above. ``sigma``, ``alpha``,
-            ``label_sigma`` and ``progress`` belong to that one alone.
+            ``label_sigma`` and ``progress`` belong to that one alone, and are refused with another.
         checkpoint: a folder that takes the state before every cycle and the filters that a cycle is about to remove. A
             run that was interrupted goes on from there when it is called again, with the unpruned network and the same
             arguments; the scores of the cycle that was interrupted are not made again. Functions must repeat
@@ -144,9 +144,12 @@ def prune(
         "max_ratio": max_ratio,
         "exclude": exclude,
     }
+    if criterion is not None:
+        of_hrel = {"sigma": sigma, "alpha": alpha, "label_sigma": label_sigma, "progress": progress}
+        if given := _given(prune, of_hrel):
+            raise ValueError(f"criterion must be given without what HRel is made with, got {', '.join(given)} as well")
     if plan is not None:
-        defaults = inspect.signature(plan_pruning).parameters
-        if given := [name for name, value in rules.items() if value != defaults[name].default]:
+        if given := _given(plan_pruning, rules):
             raise ValueError(f"plan must be given without target, limits and rules, got {', '.join(given)} as well")
         limits = plan.limits or None
     if limits is not None:
@@ -226,6 +229,12 @@ def prune(
         done.append(cycle)
         save()
     return PruningResult(plan, original, tuple(done), "the limits are reached" if limits else "the budget is met")
+
+
+def _given(function: Callable, arguments: Mapping[str, object]) -> list[str]:
+    """The names of those arguments that are not the defaults of a function."""
+    defaults = inspect.signature(function).parameters
+    return [name for name, value in arguments.items() if value != defaults[name].default]
 
 
 def _decide(

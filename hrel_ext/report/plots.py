@@ -390,7 +390,7 @@ def accuracy_against_macs(
     axes.axhline(start, linestyle="--", color="#888888", linewidth=1, label=f"unpruned, {start:.2f} %")
     axes.invert_xaxis()
     axes.set(xlabel="MACs left, % (one MAC is two FLOPs)", ylabel=f"{accuracy}, %")
-    axes.legend(loc="lower left", fontsize=8)
+    axes.legend(loc="best", fontsize=8)
     return figure
 
 
