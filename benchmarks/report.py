@@ -20,7 +20,8 @@ from targets import evaluate
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- /results -->"
 PRUNING, PLOT_FOLDER = "results/lenet5-mnist.json", "docs/plots"
-GPU_LAYERS, GPU_STEPS, GPU_PROFILE = "results/gpu/layers.json", "results/gpu/protocol.json", "results/gpu/profile.json"
+GPU_LAYERS, GPU_ESTIMATOR = "results/gpu/layers.json", "results/gpu/estimator.json"
+GPU_STEPS, GPU_PROFILE = "results/gpu/protocol.json", "results/gpu/profile.json"
 PROFILED = (  # of the many metrics of Nsight Compute
     *("Duration", "Compute (SM) Throughput", "Memory Throughput", "L2 Hit Rate", "Achieved Occupancy"),
     *("Registers Per Thread", "Warp Cycles Per Issued Instruction"),
@@ -193,6 +194,25 @@ def profile_table(profile: Json, up: str) -> list[str]:
     ]
 
 
+def estimator_table(results: Json, up: str) -> list[str]:
+    rows = [
+        [row["layer"], shape_of(row), digits(row["permutation_ms"]), f"{100 * row['share_of_relevance']:.1f} %"]
+        for row in results["null"]
+    ]
+    text = [
+        f"A permutation of the null beside the relevance of the layer ({link(GPU_ESTIMATOR, up)}):",
+        "",
+        *table(["layer", "N x F x map", "ms a permutation", "of the relevance"], rows),
+    ]
+    for row in results["selection"]:
+        text += [
+            "",
+            f"Greedy selection of {row['kept']} filters of {shape_of(row)} over {row['batches']} mini-batches: "
+            f"{row['seconds']:.1f} s.",
+        ]
+    return text
+
+
 def gpu_section(root: Path, up: str) -> list[str]:
     lines = [
         "`benchmarks/gpu/run.sh` builds, tests, sanitizes, times and profiles on a machine with a GPU. Its columns:",
@@ -209,7 +229,8 @@ def gpu_section(root: Path, up: str) -> list[str]:
     if results is None:
         return [*lines, "**No GPU result has been measured yet.**"]
     lines += gpu_tables(results, up)
-    for path, render in ((GPU_STEPS, steps_table), (GPU_PROFILE, profile_table)):
+    tables = ((GPU_ESTIMATOR, estimator_table), (GPU_STEPS, steps_table), (GPU_PROFILE, profile_table))
+    for path, render in tables:
         if found := read(root, path):
             lines += ["", *render(found, up)]
     return lines

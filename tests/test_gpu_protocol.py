@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import report
 import torch
 
 import hrel_ext
@@ -41,10 +42,11 @@ def test_every_step_is_recorded(finished):
     done, folder = finished
     assert done.returncode == 0, done.stdout + done.stderr
     steps = steps_of(folder / "out")
-    order = "build tests cases memcheck bench synccheck initcheck profile racecheck"  # by what a stopped run needs most
+    # By what a stopped run needs most.
+    order = "build tests cases memcheck bench estimator synccheck initcheck profile racecheck"
     assert list(steps) == order.split()
     assert steps["build"]["status"] == "skipped" and "that is installed" in steps["build"]["reason"]
-    for name in ("tests", "cases", "bench"):
+    for name in ("tests", "cases", "bench", "estimator"):
         assert steps[name]["status"] == "passed" and steps[name]["exit_code"] == 0, steps[name]
     for name in (*SANITIZERS, "profile"):
         assert steps[name]["status"] == "skipped" and steps[name]["reason"] == "no GPU"
@@ -82,17 +84,34 @@ def test_every_layer_has_a_row_with_all_contestants(finished):
     }
 
 
+def test_the_estimator_is_timed_and_its_rows_are_rendered(finished):
+    _, folder = finished
+    results = json.loads((folder / "out/estimator.json").read_text())
+    assert results["complete"] and [row["layer"] for row in results["null"]] == [layer.name for layer in VGG16]
+    (selection,) = results["selection"]
+    for row in (*results["null"], selection):
+        assert row["error_bits"] <= row["tolerance_bits"]
+    assert selection["kept"] == 2 and selection["seconds"] > 0
+    page = "\n".join(report.estimator_table(results, "../"))
+    assert "| vgg16 conv1-2 |" in page and "Greedy selection of 2 filters of 32 x 8 x 4 x 4 over 4 mini-batches" in page
+
+
 def test_nothing_is_left_beside_the_record(finished):
     _, folder = finished
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["layers.json", "log.txt", "protocol.json"]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [
+        "estimator.json",
+        "layers.json",
+        "log.txt",
+        "protocol.json",
+    ]
     assert sorted(path.name for path in folder.iterdir()) == ["build", "out"]
 
 
 def test_a_spent_budget_leaves_the_steps_that_were_not_run(tmp_path):
     done = run(tmp_path, "--device=cpu", str(tmp_path), HREL_BUDGET_S="0")
-    assert done.returncode == 1 and "failed: tests, cases, bench" in done.stderr
+    assert done.returncode == 1 and "failed: tests, cases, bench, estimator" in done.stderr
     steps = steps_of(tmp_path)
-    assert {steps[name]["status"] for name in ("tests", "cases", "bench")} == {"not run"}
+    assert {steps[name]["status"] for name in ("tests", "cases", "bench", "estimator")} == {"not run"}
     assert steps["tests"]["reason"] == "the budget of 0 s is spent"
 
 
@@ -101,9 +120,9 @@ def test_a_failed_step_is_named_and_does_not_stop_the_others(tmp_path):
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError('planted')\n")
     done = run(tmp_path, "--device", "cpu", str(tmp_path / "out"), PYTHONPATH=str(broken.parent))
-    assert done.returncode == 1 and "failed: tests, cases, bench" in done.stderr
+    assert done.returncode == 1 and "failed: tests, cases, bench, estimator" in done.stderr
     steps = steps_of(tmp_path / "out")
-    assert {steps[name]["status"] for name in ("tests", "cases", "bench")} == {"failed"}
+    assert {steps[name]["status"] for name in ("tests", "cases", "bench", "estimator")} == {"failed"}
     assert any("planted" in line for line in steps["bench"]["tail"])
     assert "planted" in (tmp_path / "out/log.txt").read_text()
 

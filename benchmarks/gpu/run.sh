@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# The GPU protocol: build, pytest -m cuda, compute-sanitizer, the benchmark of every layer, Nsight Compute.
+# The GPU protocol: build, pytest -m cuda, compute-sanitizer, the benchmarks of every layer and of the estimator, Nsight
+# Compute.
 #
 #   benchmarks/gpu/run.sh [--device cuda|cpu] [OUT_DIR]     OUT_DIR: results/gpu, on a CPU build/gpu/cpu
 #
 # For a bare machine with a GPU, nvcc, Python and PyTorch, and no network. One command that ends within HREL_BUDGET_S
 # (560 s) and leaves what it has if it is stopped: protocol.json (the machine, and the status of every step, rewritten
-# after each), layers.json, profile.json, log.txt. A failed step does not stop the rest; the exit status is 1 where one
+# after each), layers.json, estimator.json, profile.json, log.txt. A failed step does not stop the rest; the exit status is 1 where one
 # failed. A tool that is not installed is recorded as absent. SPDX-License-Identifier: MIT
 #
 # --device cpu runs the same steps small with the hrel_ext that PYTHON has installed, to test this script.
@@ -13,7 +14,7 @@
 # wheels for packages that are missing), HREL_COMMIT (for a copy without the history), CMAKE_CUDA_ARCHITECTURES (that of
 # the GPU), CUDA_HOME (/usr/local/cuda). Nothing is written outside OUT_DIR, HREL_BUILD_DIR and the build/ of pip.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-results=gpu written=(protocol.json layers.json profile.json log.txt profile.csv)
+results=gpu written=(protocol.json layers.json estimator.json profile.json log.txt profile.csv)
 source "$root/benchmarks/gpu/steps.sh"
 
 if [[ $device == cuda ]]; then
@@ -48,6 +49,8 @@ small=()
 [[ $device == cpu ]] && small=(--small)
 step bench 210 110 "$PYTHON" "$here/bench_layers.py" --device "$device" "${small[@]}" --time-limit @limit@ \
   --out "$out/layers.json"
+step estimator 45 75 "$PYTHON" "$here/bench_estimator.py" --device "$device" "${small[@]}" --time-limit @limit@ \
+  --out "$out/estimator.json"
 sanitizer synccheck 40 75
 sanitizer initcheck 40 60
 

@@ -45,7 +45,7 @@ def check(name: str, result: Tensor, expected: Tensor, tolerance: float) -> None
 
 
 def run(case: Case, alpha: float, label_sigma: float, device: str) -> None:
-    """Call relevance and both forms of kernel_alignment, and matrix_entropy where this version has it."""
+    """Call relevance, the null, both forms of kernel_alignment, and matrix_entropy where this version has it."""
     acts, labels = case.make()
     sigma = case.sigma(acts)
     prepared = relevance_operands(acts, labels, sigma, alpha, label_sigma)
@@ -57,6 +57,16 @@ def run(case: Case, alpha: float, label_sigma: float, device: str) -> None:
     entropy, joint_entropy = torch.ops.hrel_ext.relevance(maps, order, class_offsets, widths, alpha, label_gram)
     check("entropy", entropy, terms.entropy, tolerance)
     check("joint entropy", joint_entropy, terms.joint_entropy, tolerance)
+
+    if label_gram is None:  # the null is for classes
+        permutations = torch.stack([torch.arange(len(labels)), torch.arange(len(labels)).flip(0)])  # (2, N)
+        permuted = torch.empty_like(labels).scatter_(0, prepared[1][permutations[1]], labels[prepared[1]])
+        joint = torch.ops.hrel_ext.permuted_joint_entropy(
+            maps, order, class_offsets, permutations.to(device), widths, alpha
+        )
+        check("joint entropy of the labels", joint[0], terms.joint_entropy, tolerance)
+        exact = oracle(acts, permuted, sigma, alpha, label_sigma).joint_entropy
+        check("joint entropy of permuted labels", joint[1], exact, tolerance)
 
     multiples = torch.linspace(0.3, 10, 9, dtype=widths.dtype)  # (M,)
     exact_labels = reference._label_gram(labels, label_sigma, torch.float64)  # (N, N)
