@@ -115,6 +115,8 @@ def run(
         OSError: the output cannot be written; what was written before is still there.
     """
     observer, clock = observer or Observer(), _Clock()
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(f"a run must have one process, which alone writes its output, got WORLD_SIZE = {processes}")
     check_device(device)
     torch.manual_seed(seed)
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
