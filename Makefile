@@ -14,7 +14,7 @@ prune: $(VENV)/installed
 test: $(VENV)/installed-test
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/ctest -DHREL_PYTHON=OFF -DHREL_TESTS=ON -DHREL_CUDA=OFF
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/ctest
-	PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir build/ctest --output-on-failure --parallel 2
+	PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir build/ctest --output-on-failure --parallel 2 $(CTEST_ARGUMENTS)
 	$(BIN)/python -m pytest
 
 # Ours against plain PyTorch, side by side, under ten minutes on a quiet machine: results/cpu.json, the pages, the targets.

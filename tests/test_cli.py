@@ -31,6 +31,7 @@ def start(*arguments, cwd=None):
         text=True,
         cwd=cwd,
         env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
 
 
