@@ -166,9 +166,8 @@ def _run(recipe: Recipe, data_dir: Path | None, seed: int, device: str, output: 
     try:
         from hrel_ext.report.page import write_report
     except ImportError as error:
-        console.print(
-            f"no report.html: it needs {error.name}: pip install 'hrel_ext[report]', then hrel report {output}"
-        )
+        text = f"no report.html: it needs {error.name}: pip install 'hrel_ext[report]', then hrel report {output}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)  # markup would swallow the brackets
     else:
         console.print(f"open {write_report(output)}", markup=False, highlight=False, soft_wrap=True)
 

@@ -8,15 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from hrel_ext import cli
+from hrel_ext import cli, experiment
 from hrel_ext.pruning import load_pruned
 from hrel_ext.report import PlaneHistory
 from hrel_ext.zoo.data import mnist
 
+ROOT = Path(__file__).parents[1]
 needs_mnist = pytest.mark.skipif(
     not os.environ.get("HREL_DATA_DIR"), reason="needs MNIST: HREL_DATA_DIR is not set to a folder that holds MNIST/raw"
 )
@@ -103,6 +105,17 @@ def test_a_network_of_ones_own_is_trained_and_pruned_to_a_budget(tmp_path):
     assert report["cycles"][-1]["macs"] == report["after"]["macs"] < report["cycles"][0]["macs"]
     assert report["recipe"]["criterion"] == "taylor" and report["stopped"] == "the budget is met"
     assert report["before"]["validation_accuracy"] > 0.3  # two epochs; chance is 0.1
+
+
+def test_without_the_extra_a_run_says_how_to_get_its_page(tmp_path, monkeypatch, capsys):
+    report = json.loads((ROOT / "results/lenet5-mnist.json").read_text()) | {"stopped": "the limits are reached"}
+    monkeypatch.setattr(experiment, "run", lambda *_, **__: report)
+    monkeypatch.setitem(sys.modules, "hrel_ext.report.page", None)
+    monkeypatch.setattr(sys, "argv", ["hrel", "prune", "lenet5", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 0
+    assert f"pip install 'hrel_ext[report]', then hrel report {tmp_path}" in capsys.readouterr().out
 
 
 def test_a_plan_of_a_network_with_residuals_fits_the_screen_and_trains_nothing(tmp_path):
