@@ -23,7 +23,7 @@ from hrel_ext.pruning.resume import Checkpoints
 from hrel_ext.recipes import RECIPES, Stage
 from hrel_ext.zoo.data import Batches, Split, Splits, digits
 
-RUNS = int(os.environ.get("HREL_KILL_RUNS", "8"))  # 20 take a minute and a half
+RUNS = 20
 short = Stage(epochs=2, learning_rate=0.02)
 RECIPE = dataclasses.replace(
     RECIPES["lenet5", "digits"],
