@@ -6,11 +6,13 @@ import math
 import shutil
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import baselines
 import bench_layers
 import criteria_study
 import criteria_tables
+import latency_budget
 import plots
 import protocol
 import pytest
@@ -20,6 +22,8 @@ import torchvision
 from torch import nn
 
 from hrel_ext import testing
+from hrel_ext.pruning import Latency, count
+from hrel_ext.pruning import cost as cost_module
 from hrel_ext.testing import CASES, RESNET50, RESNET56, VGG16, Layer, oracle
 
 COMPARED = ("n1", "n2", "n33", "n100", "f7", "d1025", "c1", "c37", "c100", "sliced2d", "rectified", "dead", "offset")
@@ -337,3 +341,22 @@ def test_tolerances_of_the_benchmark_are_those_of_the_tests():
     row = bench_layers.measure(bench_layers.Clock("cpu"), "vgg16", layer, "cpu", ceilings, bench_layers.SMALL)
     assert row["right"] and row["tolerance_bits"] == 2 * testing.tolerance_bits(torch.float32, layer.num_samples, 1.01)
     assert row["over_reference"] == row["reference"]["median_ms"] / row["public"]["median_ms"]
+
+
+def test_a_latency_budget_is_measured_again_on_what_was_saved(monkeypatch):
+    """With a clock that counts MACs: the share that is asked, met by the plan, and that of the loaded network."""
+
+    def clock(model, inputs, **_):
+        return Latency(count(model, inputs).macs / 1e6, len(inputs), 1, 1, "cpu")
+
+    def fresh_process(command, **_):
+        assert command[2] == "--again"
+        return SimpleNamespace(stdout=json.dumps(latency_budget.again(command[3], int(command[4]))))
+
+    monkeypatch.setattr(cost_module, "measure_latency", clock)
+    monkeypatch.setattr(latency_budget.subprocess, "run", fresh_process)
+    row = latency_budget.measure("resnet20", 2, 0.6)
+    assert row["asked_share"] == pytest.approx(0.6)
+    assert row["again"]["share"] == pytest.approx([row["macs_left"]] * 3)
+    assert row["planned"]["share"] == pytest.approx(row["macs_left"])
+    assert row["off_percent"] == pytest.approx(100 * (row["macs_left"] / 0.6 - 1)) and abs(row["off_percent"]) < 10
