@@ -137,7 +137,7 @@ def run(
         begun.save(lambda folder: None)
     validation = Batches(splits.validation, EVALUATION_BATCH)
     plane = _plane(recipe, model, seed, output / PLANE if going_on else None)
-    augment = _augmentation(recipe, splits)
+    augment = _augmentation(recipe)
 
     def train_stage(name: str, stage: Stage, number: int, teacher: nn.Module | None = None) -> Training | None:
         if number > 1:  # what it left behind is in the checkpoint of the cycles by now
@@ -329,9 +329,10 @@ def _check(recipe: Recipe, model: nn.Module, splits: Splits, rules: dict[str, ob
     _scored(recipe, splits.train, seed)
 
 
-def _augmentation(recipe: Recipe, splits: Splits) -> CropAndFlip | None:
-    """Crops with an eighth of the side as margin, 4 pixels for CIFAR-10, as in HRel's code."""
-    return CropAndFlip(splits.shape[-1] // 8, BLACK[recipe.data]) if recipe.augment else None
+def _augmentation(recipe: Recipe) -> CropAndFlip | None:
+    if not (recipe.margin or recipe.mirror):
+        return None
+    return CropAndFlip(recipe.margin, BLACK[recipe.data], recipe.mirror)
 
 
 def _measured_once(states: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:

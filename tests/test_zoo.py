@@ -233,15 +233,16 @@ def test_every_data_set_has_its_shape_and_its_black():
     assert {name: shape[0] for name, shape in SHAPES.items()} == {name: len(black) for name, black in BLACK.items()}
 
 
-def test_crops_are_windows_of_the_padded_image_some_of_them_mirrored():
+@pytest.mark.parametrize(("mirror", "least"), ((True, 40), (False, 23)))  # 200 draws leave out one of 50 on average
+def test_crops_are_windows_of_the_padded_image_some_of_them_mirrored(mirror, least):
     images = torch.arange(1.0, 2 * 5 * 6 + 1).reshape(1, 2, 5, 6).repeat(200, 1, 1, 1)
-    out = CropAndFlip(2, (-1.0, -2.0))(images, torch.Generator().manual_seed(0))
+    out = CropAndFlip(2, (-1.0, -2.0), mirror)(images, torch.Generator().manual_seed(0))
     padded = torch.stack([torch.nn.functional.pad(images[0, c], (2,) * 4, value=v) for c, v in enumerate((-1, -2))])
     windows = padded.unfold(1, 5, 1).unfold(2, 6, 1).flatten(1, 2).transpose(0, 1)  # (25, 2, 5, 6)
-    choices = torch.cat([windows, windows.flip(-1)]).flatten(1)  # (50, 60)
-    drawn = (out.flatten(1)[:, None] == choices).all(-1)  # (200, 50)
+    choices = torch.cat([windows, windows.flip(-1)] if mirror else [windows]).flatten(1)  # (50 or 25, 60)
+    drawn = (out.flatten(1)[:, None] == choices).all(-1)  # (200, 50 or 25)
     assert (drawn.sum(1) == 1).all()
-    assert drawn.any(0).sum() > 40  # of 50 crops, 200 draws leave out one on average
+    assert drawn.any(0).sum() > least
 
 
 def test_batches_augment_by_their_seed_and_only_with_one():

@@ -48,7 +48,8 @@ class Recipe:
         cycle: retraining after each cycle.
         final: training of the pruned network after the last cycle.
         batch_size: samples in a mini-batch, in training and in scoring.
-        augment: random crops and mirror images in training.
+        margin: training images are shifted by at most so many pixels, each anew in every epoch; 0 does not.
+        mirror: whether every second training image is mirrored.
         momentum: of SGD.
         nesterov: whether it is Nesterov's.
         weight_decay: of SGD.
@@ -82,7 +83,8 @@ class Recipe:
     cycle: Stage
     final: Stage
     batch_size: int = 100
-    augment: bool = False
+    margin: int = 0
+    mirror: bool = False
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
@@ -105,6 +107,7 @@ def general(model: str, data: str) -> Recipe:
         baseline=Stage(epochs=30, learning_rate=0.1),
         cycle=Stage(epochs=2, learning_rate=0.02),
         final=Stage(epochs=30, learning_rate=0.05),
-        augment=data == "cifar10",
+        margin=4 if data == "cifar10" else 0,
+        mirror=data == "cifar10",
         source="Ours, a starting point: nothing in it is tuned.",
     )

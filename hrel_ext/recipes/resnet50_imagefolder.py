@@ -32,7 +32,8 @@ _PAPER = Recipe(
     cycle=Stage(epochs=33, learning_rate=1e-3, milestones=(10, 25)),  # code
     final=Stage(epochs=0, learning_rate=1e-3, milestones=()),  # code: no idle round here
     batch_size=80,  # code: in training; it scored 128 on each of two GPUs
-    augment=True,
+    margin=28,
+    mirror=True,
     momentum=0.9,  # code
     weight_decay=2e-4,  # code
     label_smoothing=0.1,  # code

@@ -38,7 +38,8 @@ _INNER = Recipe(
     cycle=Stage(epochs=100, learning_rate=0.01, milestones=(20, 70)),  # code
     final=Stage(epochs=100, learning_rate=0.01, milestones=(20, 70)),  # code: the idle round after the last cycle
     batch_size=100,  # code
-    augment=True,  # code: crops of 32 with a margin of 4, mirrored
+    margin=4,  # code: crops of 32 with a margin of 4, mirrored
+    mirror=True,
     momentum=0.9,  # code
     nesterov=True,  # code
     weight_decay=2e-4,  # code

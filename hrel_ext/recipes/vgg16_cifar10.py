@@ -28,7 +28,8 @@ _PAPER = Recipe(
     cycle=Stage(epochs=90, learning_rate=0.01, milestones=(40, 70)),  # code
     final=Stage(epochs=90, learning_rate=0.01, milestones=(40, 70)),  # code: the idle round after the last cycle
     batch_size=100,  # code
-    augment=True,  # code: crops of 32 with a margin of 4, mirrored
+    margin=4,  # code: crops of 32 with a margin of 4, mirrored
+    mirror=True,
     momentum=0.9,  # code
     weight_decay=5e-4,  # code
     source=(

@@ -190,15 +190,17 @@ class Batches:
 
 @dataclass(frozen=True)
 class CropAndFlip:
-    """Random crops of the images with a margin, every second one mirrored, all of a mini-batch at once.
+    """Random crops of the images with a margin, mirrored or not, all of a mini-batch at once.
 
     Attributes:
         margin: pixels added on every side before an image of the old size is cut out.
         fill: value of these pixels in each channel (C,): what black has become.
+        mirror: whether every second image is mirrored.
     """
 
     margin: int
     fill: tuple[float, ...]
+    mirror: bool = True
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return other images (n, C, H, W), on the device of the given ones."""
@@ -209,8 +211,10 @@ class CropAndFlip:
         padded[:, :, self.margin : self.margin + height, self.margin : self.margin + width] = images
         top, left = torch.randint(sides + 1, (2, count, 1), generator=generator)  # (n, 1) each
         columns = torch.arange(width).expand(count, -1)  # (n, W)
-        mirrored = torch.randint(2, (count, 1), generator=generator).bool()  # (n, 1)
-        columns = left + torch.where(mirrored, columns.flip(1), columns)
+        if self.mirror:
+            mirrored = torch.randint(2, (count, 1), generator=generator).bool()  # (n, 1)
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        columns = left + columns
         rows = top + torch.arange(height)  # (n, H)
         which = torch.arange(count, device=device)[:, None, None, None]
         channel = torch.arange(channels, device=device)[:, None, None]
