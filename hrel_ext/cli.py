@@ -37,8 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prune convolutional networks by HRel: the filters whose maps tell least about the class labels go first.",
 )
-console = Console()
-
+RANK = int(os.environ.get("RANK", "0"))  # of the processes that torchrun starts; the first one speaks for all
+console = Console(quiet=RANK > 0)
 
 DataDir = Annotated[
     Path | None,
@@ -161,6 +161,10 @@ def _run(recipe: Recipe, data_dir: Path | None, seed: int, device: str, output: 
     except KeyboardInterrupt:
         Console(stderr=True).print(f"hrel: interrupted; the same command goes on from {output}/", soft_wrap=True)
         raise typer.Exit(130) from None
+    except ConnectionError as error:
+        raise ConnectionError(f"{error}; the same command goes on from {output}/") from None
+    if RANK > 0:
+        return
     console.print(_results_table(report))
     console.print(f"{report['stopped']}; {report['seconds']['total']:.0f} s on {device}; written to {output}/")
     try:
