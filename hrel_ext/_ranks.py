@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from types import FrameType
 from typing import NoReturn, TypeVar
 
@@ -137,23 +138,31 @@ def joined(device: str) -> Iterator[None]:
     seconds = _timeout_s()
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if started := not distributed.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=timedelta(seconds=seconds))
-    before = signal.signal(signal.SIGTERM, _stop)
+    number, total = (os.environ[name] for name in ("RANK", "WORLD_SIZE"))
+    started = not distributed.is_initialized()
+    before = signal.signal(signal.SIGTERM, partial(_stop, f"rank {number} of {total}"))
     try:
+        if started:
+            _start("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timedelta(seconds=seconds))
         yield
     except RuntimeError as error:  # gloo has no class of its own
-        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
             raise
         raise ConnectionError(
-            f"rank {rank()} of {num_ranks()} has lost another one, which was killed or did not answer within "
-            f"{seconds:g} s ({TIMEOUT}): {error}"
+            f"rank {number} of {total} has lost another one, which was killed or did not answer within {seconds:g} s "
+            f"({TIMEOUT}): {error}"
         ) from error
     finally:
         signal.signal(signal.SIGTERM, before)
-        if started:
+        if started and distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def _start(backend: str, timeout: timedelta) -> None:
+    store, number, total = next(distributed.rendezvous("env://", timeout=timeout))
+    # torchrun keeps the store when it restarts the processes, and with it the addresses of those that are gone.
+    store = distributed.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    distributed.init_process_group(backend, store=store, rank=number, world_size=total, timeout=timeout)
 
 
 def _timeout_s() -> float:
@@ -167,7 +176,5 @@ def _timeout_s() -> float:
     return seconds
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise ConnectionError(
-        f"rank {rank()} of {num_ranks()} was told to stop, as torchrun does when another one has ended"
-    )
+def _stop(name: str, number: int, frame: FrameType | None) -> NoReturn:
+    raise ConnectionError(f"{name} was told to stop, as torchrun does when another one has ended")
