@@ -389,11 +389,11 @@ def _experiment(name: str, which: str) -> Recipe:
 
 
 def _duration(seconds: float) -> str:
-    """Two figures or three: 45 s, 3.2 min, 17 h, 12 d."""
+    """Three figures: 45 s, 3.21 min, 17.4 h, 12.1 d."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.2g} s"
+    return f"{seconds:.3g} s"
 
 
 def _cost(recipe: Recipe, reports: Iterable[object]) -> str:
@@ -452,7 +452,7 @@ def _print_plan(recipe: Recipe, shape: tuple[int, ...]) -> None:
 
 def _short(number: int) -> str:
     """Three figures: 18.4k, 2.36M."""
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return str(number)

@@ -23,10 +23,10 @@ from hrel_ext.pruning import CRITERIA, evaluate, prune, pruner, recalibrate
 from hrel_ext.recipes import RECIPES, Stage
 from hrel_ext.zoo.data import Batches, CropAndFlip, Split, Splits, digits
 
-short = Stage(epochs=2, learning_rate=0.02)
+short = Stage(epochs=1, learning_rate=0.02)
 RECIPE = dataclasses.replace(
     RECIPES["lenet5", "digits"],
-    limits={"conv1": 18, "conv2": 30},
+    limits={"conv1": 18, "conv2": 40},
     baseline=short,
     cycle=short,
     final=short,
