@@ -19,6 +19,7 @@ from torch import nn
 
 import hrel_ext
 from hrel_ext import _ranks, experiment, scores
+from hrel_ext.collect import full_batches
 from hrel_ext.pruning import CRITERIA, evaluate, prune, pruner, recalibrate
 from hrel_ext.recipes import RECIPES, Stage
 from hrel_ext.zoo.data import Batches, CropAndFlip, Split, Splits, digits
@@ -57,7 +58,7 @@ def results():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", hrel_ext.IndistinguishableScoresWarning)
         table = hrel_ext.collect(network(), data(), permutations=3)
-        same["labels of a loader"] = [data() and labels for _, labels in hrel_ext.pruning.criteria.full_batches(data())]
+        same["labels of a loader"] = [labels for _, labels in full_batches(data())]
         for name, layer in table.items():
             same[f"collect {name}"] = [layer.per_batch, layer.widths]
             close[f"null {name}"] = [layer.null]
@@ -143,6 +144,7 @@ def scored(folder):
                 time.sleep(4)
     except ConnectionError as error:
         print(f"the wait ended: {error}".splitlines()[0], flush=True)
+    del os.environ[_ranks.TIMEOUT]
 
 
 def resumed(folder):
@@ -159,17 +161,25 @@ def resumed(folder):
         sys.exit(2)
 
 
-def torchrun(case, folder, *options):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = [__file__, case, str(folder)]
-    return subprocess.run(command + arguments, capture_output=True, text=True, timeout=400, env=environment)
-
-
-def test_two_processes_score_as_one_and_are_told_what_is_wrong(tmp_path):
-    done = torchrun("scored", tmp_path)
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """What two processes have printed, and the folder of what they wrote: one start of torchrun, and its restart."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "--max-restarts", "1", __file__, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    return done.stdout, folder
+
+
+def test_two_processes_score_as_one_and_are_told_what_is_wrong(launched):
+    printed, folder = launched
+    first, second = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -200,27 +210,26 @@ def test_two_processes_score_as_one_and_are_told_what_is_wrong(tmp_path):
     rule = rf"the network must be the same on every rank, got {digest} on rank 0, {digest} on rank 1"
     assert re.fullmatch(rule, told["network"])
     ended = "the wait ended: rank 0 of 2 has lost another one, which was killed or did not answer within 1 s "
-    assert f"{ended}(HREL_RANK_TIMEOUT_S): " in done.stdout
+    assert f"{ended}(HREL_RANK_TIMEOUT_S): " in printed
 
 
-def test_a_killed_process_ends_all_and_the_run_goes_on_with_any_number_of_them(tmp_path):
-    done = torchrun("resumed", tmp_path, "--max-restarts", "1")
-    assert done.returncode == 0, done.stderr
-    assert re.search("told: rank 0 of 2 (has lost another one, which was killed or|was told to stop)", done.stdout)
-    killed, whole = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("killed", "whole"))
+def test_a_killed_process_ends_all_and_the_run_goes_on_with_any_number_of_them(launched):
+    printed, folder = launched
+    assert re.search("told: rank 0 of 2 (has lost another one, which was killed or|was told to stop)", printed)
+    killed, whole = (json.loads((folder / name / "report.json").read_text()) for name in ("killed", "whole"))
     assert killed["resumed"] and not whole["resumed"] and killed["ranks"] == whole["ranks"] == 2
     for row, other in zip(killed["cycles"], whole["cycles"], strict=True):
         assert row == other
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("killed", "whole")]
+    weights = [(folder / name / "model.safetensors").read_bytes() for name in ("killed", "whole")]
     assert weights[0] == weights[1]
     threads = torch.get_num_threads()
     try:
-        alone = run(tmp_path / "alone")
+        alone = run(folder / "alone")
     finally:
         torch.set_num_threads(threads)
     assert alone["resumed"] and alone["ranks"] == 1 and alone["filters"] == whole["filters"]
     assert alone["cycles"][0] == whole["cycles"][0]  # which was done when it was killed
-    assert not (tmp_path / "alone/checkpoints").exists()
+    assert not (folder / "alone/checkpoints").exists()
 
 
 def test_a_loader_reads_only_what_is_its_rank_s_and_draws_for_all():
@@ -259,4 +268,6 @@ def test_a_timeout_that_is_no_number_of_seconds_is_refused(text, monkeypatch):
 
 
 if __name__ == "__main__":
-    {"scored": scored, "resumed": resumed}[sys.argv[1]](Path(sys.argv[2]))
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        scored(Path(sys.argv[1]))
+    resumed(Path(sys.argv[1]))
