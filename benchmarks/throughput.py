@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -197,7 +198,7 @@ def main() -> None:
         times_ms = (f"{row[key]:.1f} ms {what}" for key, what in (("forward_ms", "forward"), ("score_ms", "scoring")))
         print(f"{name}: {', '.join(times_ms)}, {row['step_ms']:.1f} ms a step of {row['step_samples']}", flush=True)
     result = {
-        "command": "python benchmarks/throughput.py",
+        "command": shlex.join(["python", "benchmarks/throughput.py", *sys.argv[1:]]),
         "seed": SEED,
         "threads": 1,
         "load_average": os.getloadavg(),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from itertools import count
 from types import FrameType
 from typing import NoReturn, TypeVar
 
@@ -21,6 +22,7 @@ _Made = TypeVar("_Made")
 _Batch = TypeVar("_Batch")
 
 TIMEOUT = "HREL_RANK_TIMEOUT_S"  # of the environment: seconds that a rank waits for another one
+_groups = count()  # that this process has started, as many as the others
 DEFAULT_TIMEOUT_S = 600.0  # longer than what rank 0 does alone, such as timing networks for a plan
 
 
@@ -46,11 +48,11 @@ def shared(batches: Iterable[_Batch]) -> Iterable[_Batch]:
 
 def own(batches: Iterable[_Batch]) -> Iterator[_Batch]:
     """This rank's mini-batches of a pass, at the end of which all ranks must have met the same number of them."""
-    count = 0
-    for count, batch in enumerate(shared(batches), start=1):
-        if is_own(count - 1):
+    number = 0
+    for number, batch in enumerate(shared(batches), start=1):
+        if is_own(number - 1):
             yield batch
-    check_equal("batches", f"{count} mini-batches")
+    check_equal("batches", f"{number} mini-batches")
 
 
 class Checksum:
@@ -160,8 +162,9 @@ def joined(device: str) -> Iterator[None]:
 
 def _start(backend: str, timeout: timedelta) -> None:
     store, number, total = next(distributed.rendezvous("env://", timeout=timeout))
-    # torchrun keeps the store when it restarts the processes, and with it the addresses of those that are gone.
-    store = distributed.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    # The store outlives the group, and where torchrun restarts the processes them, too, with addresses that are void.
+    prefix = f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}, group {next(_groups)}"
+    store = distributed.PrefixStore(prefix, store)
     distributed.init_process_group(backend, store=store, rank=number, world_size=total, timeout=timeout)
 
 

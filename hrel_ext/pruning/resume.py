@@ -84,7 +84,7 @@ class Checkpoints:
                 settings = _verified(folder)
             except (OSError, ValueError) as error:
                 before = "the one before it is used" if number != numbers[0] else "there is none before it"
-                warnings.warn(f"checkpoint {folder} is damaged, {before}: {error}", DamagedCheckpointWarning, 5)
+                warnings.warn(f"checkpoint {folder} is damaged, {before}: {error}", DamagedCheckpointWarning, 4)
                 continue
             if settings != self._settings:
                 raise ValueError(
