@@ -37,8 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prune convolutional networks by HRel: the filters whose maps tell least about the class labels go first.",
 )
-console = Console()
-
+RANK = int(os.environ.get("RANK", "0"))  # of the processes that torchrun starts; the first one speaks for all
+console = Console(quiet=RANK > 0)
 
 DataDir = Annotated[
     Path | None,
@@ -161,6 +161,10 @@ def _run(recipe: Recipe, data_dir: Path | None, seed: int, device: str, output: 
     except KeyboardInterrupt:
         Console(stderr=True).print(f"hrel: interrupted; the same command goes on from {output}/", soft_wrap=True)
         raise typer.Exit(130) from None
+    except ConnectionError as error:
+        raise ConnectionError(f"{error}; the same command goes on from {output}/") from None
+    if RANK > 0:
+        return
     console.print(_results_table(report))
     console.print(f"{report['stopped']}; {report['seconds']['total']:.0f} s on {device}; written to {output}/")
     try:
@@ -187,11 +191,7 @@ def run_command(
 
     The same command on the same output goes on with a run that was interrupted.
     """
-    if name not in EXPERIMENTS:
-        raise ValueError(f"NAME must be one of {', '.join(EXPERIMENTS)}, got {name!r}")
-    if which not in EXPERIMENTS[name]:
-        raise ValueError(f"--schedule must be one of {', '.join(EXPERIMENTS[name])} for {name}, got {which!r}")
-    recipe = _goal(EXPERIMENTS[name][which], None, device, None, _pairs("--limit", limit or [], int), {})
+    recipe = _goal(_experiment(name, which), None, device, None, _pairs("--limit", limit or [], int), {})
     recipe = dataclasses.replace(recipe, plane_every=plane_every or recipe.plane_every)
     _run(recipe, data_dir, seed, device, output or Path("runs") / f"{name}-{which}-seed{seed}")
 
@@ -217,6 +217,43 @@ def recipes_command(
             left = " ".join(map(str, dict.fromkeys(recipe.limits.values())))
             table.add_row(name, which, left, str(epochs), str(cycles), _cost(recipe, reports))
     console.print(table)
+
+
+@app.command("plan-cost")
+def plan_cost_command(
+    name: Annotated[str, typer.Argument(help=f"Experiment: {', '.join(EXPERIMENTS)}, resnet50-imagenet.")],
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs, 1 to 64.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="In place of --gpus: CPU processes, 1 to 64.")] = None,
+    which: Annotated[str, typer.Option("--schedule", help="short, or paper for that of HRel's code.")] = "short",
+    results: Annotated[Path, typer.Option(help="Folder with what was measured.")] = Path("results"),
+) -> None:
+    """Estimate what an experiment takes on several GPUs or processes, and say what of it was measured."""
+    from hrel_ext.cost_model import cpu_rates, estimate, gpu_rates, workload
+
+    if (gpus is None) == (processes is None):
+        raise ValueError("either --gpus or --processes must be given, got " + ("both" if gpus else "none"))
+    recipe = _experiment(name.replace("imagenet", "imagefolder"), which)
+    rates = (gpu_rates if gpus else cpu_rates)(results, recipe.model)
+    most, work = gpus or processes, workload(recipe)
+    numbers = sorted({*(n for n in (1, 2, 4, 8, 16, 32, 64) if n < most), most})
+    estimates = [estimate(work, rates, ranks) for ranks in numbers]
+    table = Table(title=f"ESTIMATE for {name}, {which}, {work.cycles} cycles", pad_edge=False)
+    for column in ("GPUs" if gpus else "processes", "scoring", "retraining", "before", "in all", "a GPU sends"):
+        table.add_column(column if gpus else column.replace("a GPU", "each"), justify="right", no_wrap=True)
+    for each in estimates:
+        times = (each.score_s, each.retrain_s, each.baseline_s)
+        table.add_row(str(each.ranks), *(_duration(s) for s in (*times, sum(times))), _bytes(round(each.sent_bytes)))
+    console.print(table)
+    lines = [
+        f"all-reduced: {_bytes(estimates[0].step_bytes)} of gradients in a step and {_bytes(estimates[0].table_bytes)} "
+        "of scores in a cycle, before pruning",
+        f"a step is one mini-batch of {recipe.batch_size} for each of them; before: the epochs before pruning",
+        *(f"measured: {line}" for line in rates.measured),
+        *(f"assumed: {line}" for line in rates.assumed),
+        "assumed: costs fall in equal steps from cycle to cycle; an all-reduce overlaps nothing",
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
 
 
 @app.command("export")
@@ -343,6 +380,22 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
+def _experiment(name: str, which: str) -> Recipe:
+    if name not in EXPERIMENTS:
+        raise ValueError(f"NAME must be one of {', '.join(EXPERIMENTS)}, got {name!r}")
+    if which not in EXPERIMENTS[name]:
+        raise ValueError(f"--schedule must be one of {', '.join(EXPERIMENTS[name])} for {name}, got {which!r}")
+    return EXPERIMENTS[name][which]
+
+
+def _duration(seconds: float) -> str:
+    """Three figures: 45 s, 3.21 min, 17.4 h, 12.1 d."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
 def _cost(recipe: Recipe, reports: Iterable[object]) -> str:
     """The median time of the runs of a recipe among the reports, whatever their seeds."""
     asked = json.loads(json.dumps(dataclasses.asdict(recipe)))  # with lists, as in a report
@@ -399,7 +452,7 @@ def _print_plan(recipe: Recipe, shape: tuple[int, ...]) -> None:
 
 def _short(number: int) -> str:
     """Three figures: 18.4k, 2.36M."""
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return str(number)

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from hrel_ext import _ranks
 from hrel_ext._batch import Classes, positive, prepare, result_dtype, sort_by_class
 from hrel_ext._batch import widths as widths_of
 from hrel_ext.null import draw_permutations, null_of_batch
 from hrel_ext.relevance import filter_widths, terms_of_batch
-from hrel_ext.scores import Header, IndistinguishableScoresWarning, LayerScores, Scores, versions, weight_hash
+from hrel_ext.scores import Header, IndistinguishableScoresWarning, LayerScores, Rows, Scores, versions, weight_hash
 
 Batch = tuple[Tensor, Tensor]  # (N, ...) inputs and (N,) integer labels
 Sigma = float | Tensor | str | None
@@ -72,11 +73,15 @@ def collect(
     The score of filter f is the mean over the mini-batches b of its relevance, I_f = sum_b I(A_bf; Y_b) / B.
 
     Each layer is scored inside the forward pass, the moment its tensor is there, so an in-place operation that follows
-    changes no score, and the maps of one layer and one mini-batch are all that is looked at. What is kept grows by the
-    scores alone. The estimate depends on the batch size (it is biased), so a smaller last mini-batch is left out unless
-    it is the only one. The train or eval mode of every module is restored and every hook removed, also after an error.
+    changes no score, and the maps of one layer and one mini-batch are all that is looked at. What is kept is bounded,
+    see `LayerScores`. The estimate depends on the batch size (it is biased), so a smaller last mini-batch is left out
+    unless it is the only one. The train or eval mode of every module is restored and every hook removed, also after an
+    error.
 
     Autocast may be on, around the call or inside the model: half precision maps are scored in float32.
+
+    In a process group of torch.distributed all ranks must call this, with the same model and loader: rank r of n scores
+    the mini-batches r, r + n, ... alone, and every rank returns the table of all of them.
 
     Args:
         model: called as ``model(inputs)``; its parameters and buffers are not changed.
@@ -109,7 +114,8 @@ def collect(
     Raises:
         TypeError, ValueError: a name that is no module, a layer that ran twice or never in a forward pass or has not
             the tensor of ``where``, an output that is not a tensor with two dimensions or more, no batches, batches of
-            different sizes, a score that is not finite, a limit of memory that cannot be kept.
+            different sizes or not the same on all ranks, a score that is not finite, a limit of memory that cannot be
+            kept.
 
     Warns:
         IndistinguishableScoresWarning: the mini-batches do not tell the filters of a layer apart, by the test of
@@ -141,18 +147,21 @@ def collect(
     generator = torch.Generator().manual_seed(seed)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     table = {name: _Columns() for name in targets}
-    size = 0  # N
+    size = count = 0  # N, B
+    shared = _ranks.shared(batches)
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(evaluation_mode(model))
-        for inputs, labels in full_batches(progress(batches) if progress else batches):
+        for count, (inputs, labels) in enumerate(full_batches(progress(shared) if progress else shared), start=1):
             size = len(labels)
-            classes = sort_by_class(labels.to(device))  # once for all layers
             shuffles = None
-            if permutations:  # (R, N), the same for all layers
+            if permutations:  # (R, N), the same for all layers; those of other ranks are drawn, too
                 shuffles = draw_permutations(permutations, size, generator).to(device)
+            if not _ranks.is_own(count - 1):
+                continue
+            classes = sort_by_class(labels.to(device))  # once for all layers
             score = partial(scorer.score, classes=classes, permutations=shuffles)
             for name, terms in score_forward_pass(model, inputs.to(device), targets, where, score).items():
-                table[name].append(name, terms)
+                table[name].append(name, count - 1, terms)
     names = {module: name for name, module in model.named_modules()}
     header = Header(
         modules={name: names.get(module, type(module).__name__) for name, module in targets.items()},
@@ -166,7 +175,7 @@ def collect(
         versions=versions(),
         weights=weight_hash(model),
     )
-    scores = Scores({name: columns.layer_scores() for name, columns in table.items()}, header)
+    scores = Scores({name: columns.layer_scores(count) for name, columns in table.items()}, header)
     _warn_of_indistinguishable(scores)
     return scores
 
@@ -178,11 +187,13 @@ def full_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
         batches: pairs of inputs (N, ...) and labels (N,).
 
     Raises:
-        ValueError: none at all, or one of another size before the last.
+        ValueError: none at all, one of another size before the last, or other labels than on another rank.
     """
     size = 0  # N of the first mini-batch
     leftover = 0  # N of a mini-batch of another size, allowed only at the end
+    checksum = _ranks.Checksum()
     for inputs, labels in batches:
+        checksum.add(labels)
         if leftover:
             raise ValueError(
                 f"batches must all have {size} samples like the first, the last excepted, got one with {leftover}"
@@ -192,6 +203,7 @@ def full_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield inputs, labels
         else:
             leftover = len(labels)
+    checksum.check()
     if not size:
         raise ValueError("batches must hold at least one mini-batch, got none")
 
@@ -250,22 +262,25 @@ class _Terms(NamedTuple):
 
 @dataclass
 class _Columns:
-    """What is kept of one layer: the scores of each mini-batch, and of the null the sum."""
+    """What is kept of one layer: the scores of the mini-batches, and of the null the sum."""
 
-    relevance: list[Tensor] = field(default_factory=list)
-    widths: list[Tensor] = field(default_factory=list)
+    relevance: Rows = field(default_factory=Rows)
+    widths: Rows = field(default_factory=Rows)
     null_sum: Tensor | None = None  # (R, F), float64
 
-    def append(self, name: str, terms: _Terms) -> None:
-        _check_finite(name, terms.relevance, batch=len(self.relevance))
-        self.relevance.append(terms.relevance)
-        self.widths.append(terms.widths)
+    def append(self, name: str, batch: int, terms: _Terms) -> None:
+        _check_finite(name, terms.relevance, batch)
+        self.relevance.append(batch, terms.relevance)
+        self.widths.append(batch, terms.widths)
         if terms.null is not None:
             self.null_sum = terms.null.double() + (0 if self.null_sum is None else self.null_sum)
 
-    def layer_scores(self) -> LayerScores:
-        null = None if self.null_sum is None else (self.null_sum / len(self.relevance)).float()
-        return LayerScores(torch.stack(self.relevance), torch.stack(self.widths), null)
+    def layer_scores(self, count: int) -> LayerScores:
+        """Of all ranks, which have met ``count`` mini-batches."""
+        per_batch, moments = self.relevance.together(count)
+        null_sum = _ranks.add(self.null_sum)
+        null = None if null_sum is None else (null_sum / count).float()
+        return LayerScores(per_batch, self.widths.together(count)[0], null, moments)
 
 
 @dataclass(frozen=True)

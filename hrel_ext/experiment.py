@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from hrel_ext import _ranks
 from hrel_ext._ops import build_info
 from hrel_ext.collect import Batch
 from hrel_ext.pruning import (
@@ -95,7 +96,7 @@ def run(
     Every epoch that is kept, of the whole and of the pruned network, is chosen on the validation split. The test split
     is read twice: once for the whole network, once for the pruned one. A run that was interrupted, at whatever moment,
     goes on from the folder ``checkpoints`` of its output when it is called again with the same arguments; on the CPU it
-    ends with the same network.
+    ends with the same network. Processes that torchrun started work as one, see docs/scaling.md; rank 0 writes.
 
     Args:
         recipe: what to train, prune and retrain.
@@ -111,13 +112,21 @@ def run(
 
     Raises:
         ValueError: a recipe that does not fit its network, data or device, before any training; an output with an
-            unfinished run of other settings.
-        OSError: the output cannot be written; what was written before is still there.
+            unfinished run of other settings; HREL_RANK_TIMEOUT_S that is no number of seconds.
+        OSError: the output cannot be written; what was written before is still there. ConnectionError: another process
+            was killed, or did not answer in time.
     """
-    observer, clock = observer or Observer(), _Clock()
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise ValueError(f"a run must have one process, which alone writes its output, got WORLD_SIZE = {processes}")
     check_device(device)
+    with _ranks.joined(device):
+        first = _ranks.rank() == 0
+        return _run(recipe, splits, seed, device, output, command, observer if observer and first else Observer())
+
+
+def _run(
+    recipe: Recipe, splits: Splits, seed: int, device: str, output: Path, command: str, observer: Observer
+) -> dict[str, object]:
+    """`run`, on each rank."""
+    clock = _Clock()
     torch.manual_seed(seed)
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model = _network(recipe, splits).to(device, memory_format=memory_format)
@@ -136,11 +145,12 @@ def run(
         _check(recipe, model, splits, rules, seed)
         begun.save(lambda folder: None)
     validation = Batches(splits.validation, EVALUATION_BATCH)
-    plane = _plane(recipe, model, seed, output / PLANE if going_on else None)
+    first = _ranks.rank() == 0
+    plane = _plane(recipe, model, seed, output / PLANE if going_on else None) if first else None
     augment = _augmentation(recipe)
 
     def train_stage(name: str, stage: Stage, number: int, teacher: nn.Module | None = None) -> Training | None:
-        if number > 1:  # what it left behind is in the checkpoint of the cycles by now
+        if first and number > 1:  # what it left behind is in the checkpoint of the cycles by now
             shutil.rmtree(states / f"cycle-{number - 1}", ignore_errors=True)
         observer.on_stage(name, stage.epochs)
         if not stage.epochs:
@@ -194,6 +204,7 @@ def run(
 
     report = {
         "command": command,
+        "ranks": _ranks.num_ranks(),
         "recipe": asdict(recipe),
         "seed": seed,
         "device": device,
@@ -209,26 +220,30 @@ def run(
         "seconds": clock.seconds,
         "resumed": bool(going_on),
     }
-    save_pruned(
-        output,
-        model,
-        result,
-        input_shape=tuple(example.shape[1:]),
-        model_name=recipe.model if recipe.model in MODELS else None,
-        num_classes=splits.num_classes,
-        recipe=report["recipe"],
-        environment=report["environment"],
-        seed=seed,
-        test_accuracy=after["test_accuracy"],
-        validation_accuracy=after["validation_accuracy"],
-    )
-    write_scores(output / SCORES, result.cycles)
-    write_json(output / "report.json", report)
-    finished = output / f".{CHECKPOINTS}"
-    shutil.rmtree(finished, ignore_errors=True)  # of an earlier run that was killed at the next but one line
-    states.rename(finished)  # in one step: half a set of states must not be found
-    shutil.rmtree(finished)
-    return report
+
+    def write() -> dict[str, object]:
+        save_pruned(
+            output,
+            model,
+            result,
+            input_shape=tuple(example.shape[1:]),
+            model_name=recipe.model if recipe.model in MODELS else None,
+            num_classes=splits.num_classes,
+            recipe=report["recipe"],
+            environment=report["environment"],
+            seed=seed,
+            test_accuracy=after["test_accuracy"],
+            validation_accuracy=after["validation_accuracy"],
+        )
+        write_scores(output / SCORES, result.cycles)
+        write_json(output / "report.json", report)
+        finished = output / f".{CHECKPOINTS}"
+        shutil.rmtree(finished, ignore_errors=True)  # of an earlier run that was killed at the next but one line
+        states.rename(finished)  # in one step: half a set of states must not be found
+        shutil.rmtree(finished)
+        return report
+
+    return _ranks.from_first(write)
 
 
 def environment() -> dict[str, object]:
@@ -347,7 +362,7 @@ def _measured_once(states: Path, measure: Callable[[], dict[str, float]]) -> dic
 
 def _measure(model: nn.Module, splits: Splits, training: Training | None) -> dict[str, float]:
     """Costs, latency and accuracies of a trained network; reads the test split once."""
-    latency = measure_latency(model, splits.test.images[:LATENCY_BATCH])
+    latency = _ranks.from_first(lambda: measure_latency(model, splits.test.images[:LATENCY_BATCH]))
     validation = training.best.validation if training else evaluate(model, Batches(splits.validation, EVALUATION_BATCH))
     return {
         **asdict(count(model, splits.test.images[:1])),

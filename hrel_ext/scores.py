@@ -12,10 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hrel_ext import _ranks
 from hrel_ext._files import TableFormat, check_tensors
 from hrel_ext.null import PermutationNull
 
 SIGNIFICANCE = 0.05  # level of the test whether the filters of a layer can be told apart
+MOST_ROWS = 1024  # of a table in memory; enough for error bars and tests, whatever the number of mini-batches
 
 
 class IndistinguishableScoresWarning(UserWarning):
@@ -55,17 +57,117 @@ class Agreement(NamedTuple):
     p_value: float
 
 
+class Rows:
+    """Rows of numbers, one for each mini-batch of a pass, gathered in bounded memory and by several ranks.
+
+    Up to 1024 rows are kept, 4 F bytes each for F scores in float32. Of more mini-batches every second row goes, as
+    often as it takes, so that those of the mini-batches 0, s, 2 s, ... are left, s a power of 2, and at least 513 of
+    them; number, sum and sum of squares go on over all.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[int, Tensor] = {}  # mini-batch to its row
+        self._step = 1  # s
+        self._sums: Tensor | None = None  # (2, ...), float64: of the rows and of their squares, once some have gone
+
+    def append(self, batch: int, row: Tensor) -> None:
+        """Take the row of a mini-batch, whose number is larger than those before it."""
+        self._thin(batch + 1)
+        if self._step > 1:
+            self._sums = _with_square(row) + (0 if self._sums is None else self._sums)
+        if batch % self._step == 0:
+            self._rows[batch] = row
+
+    def together(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """The rows of all ranks in the order of the mini-batches, the same bits as in one process.
+
+        Args:
+            count: of the mini-batches, B, of which this rank has appended its own.
+
+        Returns:
+            The rows (B or fewer, ...), and if they are fewer the moments of all (3, ...), see `LayerScores`.
+        """
+        self._thin(count)
+        kept = range(0, count, self._step)
+        rows = None
+        if self._rows:
+            first = next(iter(self._rows.values()))
+            rows = first.new_zeros(len(kept), *first.shape)  # 0 where a row is another rank's
+            for batch, row in self._rows.items():
+                rows[batch // self._step] = row
+        rows = _ranks.add(rows)
+        if self._step == 1:
+            return rows, None
+        sums = _ranks.add(self._sums)
+        return rows, torch.cat([torch.full_like(sums[:1], count), sums])
+
+    def _thin(self, count: int) -> None:
+        """Drop rows until those of ``count`` mini-batches would fit."""
+        step = self._step
+        while len(range(0, count, step)) > MOST_ROWS:
+            step *= 2
+        if step == self._step:
+            return
+        if self._sums is None and self._rows:
+            self._sums = sum(_with_square(row) for row in self._rows.values())
+        self._step = step
+        self._rows = {batch: row for batch, row in self._rows.items() if batch % step == 0}
+
+
+def _with_square(row: Tensor) -> Tensor:
+    return torch.stack([row.double(), row.double().square()])
+
+
+class OverBatches:
+    """What follows from ``per_batch`` (B, F), and ``moments`` (3, F) where that has not all mini-batches."""
+
+    per_batch: Tensor
+    moments: Tensor | None
+
+    @property
+    def count(self) -> int:
+        """The number of mini-batches, B."""
+        return len(self.per_batch) if self.moments is None else int(self.moments[0, 0])
+
+    @property
+    def mean(self) -> Tensor:
+        """The score of each filter, (F,): every mini-batch has the same weight."""
+        if self.moments is None:
+            return self.per_batch.mean(dim=0)
+        return (self.moments[1] / self.count).to(self.per_batch.dtype)
+
+    @property
+    def variance(self) -> Tensor:
+        """Over the mini-batches (unbiased), (F,), in the square of the unit; zeros for a single one."""
+        if self.moments is None:
+            return self.per_batch.var(dim=0) if self.count > 1 else torch.zeros_like(self.per_batch[0])
+        _, total, squares = self.moments
+        return ((squares - total.square() / self.count) / (self.count - 1)).clamp(min=0).to(self.per_batch.dtype)
+
+    @property
+    def std(self) -> Tensor:
+        """The spread of each filter over the mini-batches (unbiased), (F,); zeros for a single mini-batch."""
+        if self.moments is not None:
+            return self.variance.sqrt()
+        return self.per_batch.std(dim=0) if self.count > 1 else torch.zeros_like(self.per_batch[0])
+
+
 @dataclass(frozen=True, eq=False)
-class LayerScores:
+class LayerScores(OverBatches):
     """The relevance of each filter of one layer in each mini-batch, in bits, and what follows from it.
 
-    A filter's score is the plain mean over the B mini-batches, m_f = sum_b I_bf / B.
+    A filter's score is the plain mean over the B mini-batches, m_f = sum_b I_bf / B. So that memory stays bounded, up
+    to 1024 mini-batches are all in ``per_batch``; of more it holds every second, fourth, ... one, and ``moments`` has
+    what ``count``, ``mean``, ``variance``, ``std`` and ``standard_error`` need of all of them. ``rank_stability`` and
+    ``agreement`` look at the rows that are there, 513 or more.
 
     Args:
-        per_batch: (B, F), float32 on the CPU: I(A_f; Y) in bits.
+        per_batch: (B, F), float32 on the CPU: I(A_f; Y) in bits; fewer rows where there are ``moments``.
         widths: (B,) where a mini-batch had one kernel width for the layer, else (B, F); in the units of the maps.
         null: (R, F), bits: draw r is the mean over the mini-batches of the relevance for labels that were permuted
             within each of them; None where there were no permutations.
+        moments: (3, F), float64: the number of mini-batches, the sum of a filter's scores and that of their squares;
+            None where ``per_batch`` has all of them.
 
     Raises:
         ValueError: shapes that do not fit each other.
@@ -82,6 +184,7 @@ class LayerScores:
     per_batch: Tensor
     widths: Tensor
     null: Tensor | None = None
+    moments: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.per_batch.dim() != 2 or 0 in self.per_batch.shape:
@@ -97,25 +200,11 @@ class LayerScores:
                 f"null must have shape (R, F) with R >= 1 and F = {num_filters}, got {tuple(self.null.shape)}"
             )
 
-    @property
-    def count(self) -> int:
-        """The number of mini-batches, B."""
-        return len(self.per_batch)
-
-    @property
-    def mean(self) -> Tensor:
-        """The score of each filter, (F,), bits: every mini-batch has the same weight."""
-        return self.per_batch.mean(dim=0)
-
-    @property
-    def variance(self) -> Tensor:
-        """Over the mini-batches (unbiased), (F,), bits^2; zeros for a single mini-batch."""
-        return self.per_batch.var(dim=0) if self.count > 1 else torch.zeros_like(self.per_batch[0])
-
-    @property
-    def std(self) -> Tensor:
-        """The spread of each filter over the mini-batches (unbiased), (F,), bits; zeros for a single mini-batch."""
-        return self.per_batch.std(dim=0) if self.count > 1 else torch.zeros_like(self.per_batch[0])
+        if self.moments is not None and (self.moments.shape != (3, num_filters) or not self.moments[0, 0] > count):
+            raise ValueError(
+                f"moments must have shape (3, F) = (3, {num_filters}) and count more than the {count} mini-batches of "
+                f"per_batch, got {tuple(self.moments.shape)}"
+            )
 
     @property
     def standard_error(self) -> Tensor:
@@ -229,6 +318,8 @@ class Header:
     weights: str
 
 
+# The tensors of a layer in files, the last two where there are such.
+PARTS = {"per_batch": torch.float32, "widths": torch.float32, "null": torch.float32, "moments": torch.float64}
 _FILE = TableFormat("a table of scores", "hrel_ext.scores", schema_version=1, header=Header)
 
 
@@ -236,7 +327,8 @@ class Scores(Mapping[str, LayerScores]):
     """The scores of a model's layers, name to `LayerScores` in the order of scoring; made by `hrel_ext.collect`.
 
     On disk a table is one safetensors file, which holds tensors and text and can run no code: for each layer
-    ``per_batch/NAME``, ``widths/NAME`` and, where there is one, ``null/NAME``, and the header as JSON in the metadata.
+    ``per_batch/NAME``, ``widths/NAME`` and, where there are such, ``null/NAME`` and ``moments/NAME``, and the header as
+    JSON in the metadata.
 
     Args:
         layers: name to its `LayerScores`; the same number of mini-batches and of permutations in all of them.
@@ -306,8 +398,8 @@ class Scores(Mapping[str, LayerScores]):
         tensors = {
             f"{part}/{name}": tensor
             for name, layer in self.items()
-            for part, tensor in (("per_batch", layer.per_batch), ("widths", layer.widths), ("null", layer.null))
-            if tensor is not None
+            for part in PARTS
+            if (tensor := getattr(layer, part)) is not None
         }
         _FILE.save(path, self.header, tensors)
 
@@ -330,9 +422,11 @@ class Scores(Mapping[str, LayerScores]):
 
     @classmethod
     def _from_parts(cls, header: Header, tensors: dict[str, Tensor]) -> "Scores":
-        parts = ("per_batch", "widths", "null") if header.permutations else ("per_batch", "widths")
-        check_tensors(tensors, {f"{part}/{name}": torch.float32 for name in header.modules for part in parts})
-        return cls({n: LayerScores(*(tensors[f"{part}/{n}"] for part in parts)) for n in header.modules}, header)
+        has = {"null": header.permutations > 0, "moments": any(key.startswith("moments/") for key in tensors)}
+        dtypes = {part: dtype for part, dtype in PARTS.items() if has.get(part, True)}
+        check_tensors(tensors, {f"{part}/{name}": dtypes[part] for name in header.modules for part in dtypes})
+        layers = {n: LayerScores(**{part: tensors[f"{part}/{n}"] for part in dtypes}) for n in header.modules}
+        return cls(layers, header)
 
 
 def kendall_tau(first: Tensor, second: Tensor) -> float:

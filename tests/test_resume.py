@@ -141,12 +141,6 @@ def test_a_disk_without_room_ends_a_run_and_loses_nothing(tmp_path):
     assert numbers == [1, 2, 3, 4]
 
 
-def test_a_second_process_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="a run must have one process, which alone writes its output, got WORLD_SIZE"):
-        run(tmp_path)
-
-
 def test_an_unfinished_run_of_other_settings_is_refused(tmp_path):
     Checkpoints(tmp_path / "checkpoints/run", {"seed": 1}).save(lambda folder: None)
     with pytest.raises(ValueError, match=r"must hold no unfinished run of other settings; give another, or delete .*"):

@@ -1,6 +1,7 @@
 """The table of scores: its statistics against scipy and by hand, and the file that holds it."""
 # SPDX-License-Identifier: MIT
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ from scipy import stats
 from torch import nn
 
 from hrel_ext import Header, LayerScores, PermutationNull, Scores, kendall_tau, weight_hash
+from hrel_ext import scores as table_of_scores
 
 HEADER = Header(
     modules={"a": "features.0", "b/c": "features.3"},
@@ -75,6 +77,10 @@ def test_the_null_is_that_of_the_mean(rng):
         (
             (torch.rand(3, 4), torch.rand(3), torch.rand(2, 3)),
             "null must have shape (R, F) with R >= 1 and F = 4, got (2, 3)",
+        ),
+        (
+            (torch.ones(2, 3), torch.ones(2), None, torch.ones(3, 3)),
+            "moments must have shape (3, F) = (3, 3) and count more than the 2 mini-batches of per_batch, got (3, 3)",
         ),
     ),
 )
@@ -146,6 +152,29 @@ def test_a_table_comes_back_bit_for_bit(scores, tmp_path):
             assert torch.equal(getattr(loaded[name], part), getattr(layer, part))
     assert repr(loaded) == "Scores(7 mini-batches of 20; 'a': 4 filters, 'b/c': 3 filters)"
     assert [path.name for path in tmp_path.iterdir()] == ["table"]
+
+
+@pytest.mark.parametrize(("count", "kept"), ((8, range(8)), (9, range(0, 9, 2)), (40, range(0, 40, 8))))
+def test_many_mini_batches_keep_some_rows_and_the_moments_of_all(count, kept, rng, tmp_path, monkeypatch):
+    monkeypatch.setattr(table_of_scores, "MOST_ROWS", 8)
+    drawn = 3 + torch.rand(count, 4, generator=rng)
+    rows = table_of_scores.Rows()
+    for batch, row in enumerate(drawn):
+        rows.append(batch, row)
+        assert len(rows._rows) <= 8
+    per_batch, moments = rows.together(count)
+    assert torch.equal(per_batch, drawn[kept.start :: kept.step])
+    layer = LayerScores(per_batch, torch.ones(len(per_batch)), moments=moments)
+    assert layer.count == count and (moments is None) == (count == 8)
+    torch.testing.assert_close(layer.mean, drawn.mean(0))
+    torch.testing.assert_close(layer.variance, drawn.var(0))
+    torch.testing.assert_close(layer.std, drawn.std(0))
+    torch.testing.assert_close(layer.standard_error, drawn.std(0) / math.sqrt(count))
+    header = dataclasses.replace(HEADER, modules={"a": "a"}, permutations=0)
+    Scores({"a": layer}, header).save(tmp_path / "scores.safetensors")
+    loaded = Scores.load(tmp_path / "scores.safetensors")["a"]
+    assert torch.equal(loaded.per_batch, per_batch) and loaded.count == count
+    assert moments is None or torch.equal(loaded.moments, moments)
 
 
 def test_an_interrupted_save_leaves_the_old_file(scores, tmp_path, monkeypatch):

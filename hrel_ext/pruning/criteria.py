@@ -17,6 +17,7 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from hrel_ext import _ranks
 from hrel_ext._batch import flatten_maps
 from hrel_ext.collect import (
     Batch,
@@ -29,7 +30,7 @@ from hrel_ext.collect import (
     targets_of,
 )
 from hrel_ext.pruning.groups import traceable
-from hrel_ext.scores import LayerScores
+from hrel_ext.scores import LayerScores, OverBatches, Rows
 from hrel_ext.selection import select_filters
 
 Layers = Mapping[str, str | nn.Module] | Iterable[str] | None
@@ -37,12 +38,13 @@ Progress = Callable[[Iterable[Batch]], Iterable[Batch]] | None
 
 
 @dataclass(frozen=True, eq=False)
-class FilterScores:
+class FilterScores(OverBatches):
     """The scores of one layer's filters by some criterion; the properties of `hrel_ext.LayerScores` that all have.
 
     Attributes:
         per_batch: (B, F), float64 on the CPU: one row per mini-batch, or a single one where mini-batches are not
-            scored one by one.
+            scored one by one; fewer where there are ``moments``.
+        moments: (3, F), float64: as for `hrel_ext.LayerScores`.
 
     Example:
         >>> scores = FilterScores(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
@@ -51,16 +53,7 @@ class FilterScores:
     """
 
     per_batch: Tensor
-
-    @property
-    def mean(self) -> Tensor:
-        """The score of each filter, (F,)."""
-        return self.per_batch.mean(dim=0)
-
-    @property
-    def std(self) -> Tensor:
-        """The spread over the mini-batches (unbiased), (F,); zeros for a single row."""
-        return self.per_batch.std(dim=0) if len(self.per_batch) > 1 else torch.zeros_like(self.per_batch[0])
+    moments: Tensor | None = None
 
 
 class Criterion(ABC):
@@ -189,11 +182,13 @@ def _check(name: str, scores: FilterScores | LayerScores, num_filters: int) -> N
             f"what is scored for {name!r} must have one channel per filter ({num_filters}), "
             f"got {scores.per_batch.shape[1]}"
         )
-    if bad := (~scores.per_batch.isfinite()).nonzero().tolist():
+    thinned = scores.moments is not None  # then not every mini-batch has its row
+    rows = scores.mean[None] if thinned else scores.per_batch
+    if bad := (~rows.isfinite()).nonzero().tolist():
         batch, f = bad[0]
         raise ValueError(
-            f"scores must be finite, got {scores.per_batch[batch, f].item()} for filter {f} of layer {name!r}"
-            + (f" in batch {batch}" if len(scores.per_batch) > 1 else "")
+            f"scores must be finite, got {rows[batch, f].item()} for filter {f} of layer {name!r}"
+            + (f" in batch {batch}" if len(rows) > 1 else "")
         )
 
 
@@ -313,9 +308,13 @@ class _DataCriterion(Criterion):
 class _MapCriterion(_DataCriterion):
     """Scores each layer by its maps in each mini-batch.
 
+    Several ranks of torch.distributed share the mini-batches, and all have the scores of all of them.
+
     Args:
         batches, where, progress: as for `HRel`.
     """
+
+    _one_by_one: ClassVar[bool] = True  # whether a mini-batch is scored without the others
 
     def __init__(self, batches: Iterable[Batch], *, where: str = "conv", progress: Progress = None) -> None:
         super().__init__(batches)
@@ -323,11 +322,13 @@ class _MapCriterion(_DataCriterion):
 
     def _measure(self, model, targets, unscored):
         check_where(self.where, targets)
-        batches = iter(self.progress(self.batches) if self.progress else self.batches)
+        batches = _ranks.shared(self.batches) if self._one_by_one else self.batches
+        batches = iter(self.progress(batches) if self.progress else batches)
         if unscored is not None:
             sample, batches = self._sample(batches)
             with torch.no_grad(), evaluation_mode(model):
-                unscored |= refusals(model, sample.to(_device(model)), targets, self.where)
+                # The first mini-batch is that of rank 0, the others may not have read it.
+                unscored |= _ranks.from_first(lambda: refusals(model, sample.to(_device(model)), targets, self.where))
             targets = {name: module for name, module in targets.items() if name not in unscored}
             if not targets:
                 raise ValueError(f"no layer can be scored: {_reasons(unscored)}")
@@ -336,13 +337,15 @@ class _MapCriterion(_DataCriterion):
     def _of_batches(
         self, model: nn.Module, batches: Iterator[Batch], targets: dict[str, nn.Module]
     ) -> Mapping[str, FilterScores | LayerScores]:
-        rows: dict[str, list[Tensor]] = {name: [] for name in targets}
+        table, count = {name: Rows() for name in targets}, 0
         device = _device(model)
         with torch.no_grad(), evaluation_mode(model):
-            for inputs, labels in full_batches(batches):
+            for count, (inputs, labels) in enumerate(full_batches(batches), start=1):
+                if not _ranks.is_own(count - 1):
+                    continue
                 for name, row in self._of_batch(model, inputs.to(device), labels.to(device), targets).items():
-                    rows[name].append(row)
-        return {name: self._together(batch_rows) for name, batch_rows in rows.items()}
+                    table[name].append(count - 1, row)
+        return {name: FilterScores(*rows.together(count)) for name, rows in table.items()}
 
     def _of_batch(
         self, model: nn.Module, inputs: Tensor, labels: Tensor, targets: dict[str, nn.Module]
@@ -354,12 +357,31 @@ class _MapCriterion(_DataCriterion):
         return self._of_maps(name, output).cpu()
 
     def _of_maps(self, name: str, maps: Tensor) -> Tensor:
-        """What `_together` gets of the maps (N, F, ...) of one mini-batch, float64: the scores (F,) as a rule."""
+        """The scores (F,) that the maps (N, F, ...) of one mini-batch give, float64."""
         raise NotImplementedError
 
-    def _together(self, rows: list[Tensor]) -> FilterScores:
-        """The scores, from what was kept of each mini-batch."""
-        return FilterScores(torch.stack(rows))
+
+class _SetCriterion(_MapCriterion):
+    """Scores each layer by its maps in all mini-batches at once, which every rank of several goes through.
+
+    Args:
+        batches, where, progress: as for `HRel`.
+    """
+
+    _one_by_one = False
+
+    def _of_batches(self, model, batches, targets):
+        kept: dict[str, list] = {name: [] for name in targets}
+        device = _device(model)
+        with torch.no_grad(), evaluation_mode(model):
+            for inputs, labels in full_batches(batches):
+                for name, part in self._of_batch(model, inputs.to(device), labels.to(device), targets).items():
+                    kept[name].append(part)
+        return {name: self._together(parts) for name, parts in kept.items()}
+
+    def _together(self, parts: list) -> FilterScores:
+        """The scores, from what `_of_batch` gave of each mini-batch."""
+        raise NotImplementedError
 
 
 def _check_maps(name: str, maps: object) -> None:
@@ -540,7 +562,7 @@ class Taylor(_MapCriterion):
         return scores
 
 
-class AlignmentElimination(_MapCriterion):
+class AlignmentElimination(_SetCriterion):
     """Order in which filters go when the kernel of those that are left is to stay aligned with that of the whole layer.
 
         K_S = exp(-sum_{f in S} |x_i,f - x_j,f|^2 / sigma^2),   A(S) = <K_S, K> / (|K_S| |K|),   K = K_S of all filters.
@@ -549,7 +571,8 @@ class AlignmentElimination(_MapCriterion):
     of equal ones the lowest index. The score is the position in this order, from 0 for the first to go. No labels. The
     width sigma is, in each mini-batch, the mean distance between the layer's outputs over all N^2 pairs.
 
-    Time grows with F^2 N^2, memory with F N^2, times the mini-batches: take few of them.
+    Time grows with F^2 N^2, memory with F N^2, times the mini-batches: take few of them. Several ranks of
+    torch.distributed do not share the work: each does all of it.
 
     Args:
         batches, where, progress: as for `HRel`; labels are not used.
@@ -706,10 +729,17 @@ class HRelDebiased(HRel):
 
     def _of_batches(self, model, batches, targets):
         table = self._collect(model, batches, targets, permutations=self.permutations, seed=self.seed)
-        return {
-            name: FilterScores(scores.per_batch.double() - scores.null.double().mean(0))
-            for name, scores in table.items()
-        }
+        return {name: _less(scores, scores.null.double().mean(0)) for name, scores in table.items()}
+
+
+def _less(scores: LayerScores, bias: Tensor) -> FilterScores:
+    """Scores less a number for each filter (F,)."""
+    per_batch = scores.per_batch.double() - bias
+    if scores.moments is None:
+        return FilterScores(per_batch)
+    count, total, squares = scores.moments
+    moments = torch.stack([count, total - count * bias, squares - 2 * total * bias + count * bias.square()])
+    return FilterScores(per_batch, moments)
 
 
 class HRelSet(HRel):
@@ -722,7 +752,8 @@ class HRelSet(HRel):
     score is the number of filters that come after it, F - 1 for the first.
 
     Takes about F^2 entropies of N x N matrices for each layer and mini-batch; all maps are held until the pass over the
-    data ends, and 4 F N^2 bytes more for each mini-batch of the layer at hand: take few of them.
+    data ends, and 4 F N^2 bytes more for each mini-batch of the layer at hand: take few of them. Several ranks of
+    torch.distributed do not share the work: each does all of it.
 
     Args:
         batches, sigma, alpha, label_sigma, where, progress: as for `HRel`.
@@ -740,7 +771,8 @@ class HRelSet(HRel):
     """
 
     name = "hrel_set"
-    _of_batches = _MapCriterion._of_batches  # maps are kept, where `collect` would score them at once
+    _one_by_one = False
+    _of_batches = _SetCriterion._of_batches  # maps are kept, where `collect` would score them at once
 
     def _of_batch(self, model, inputs, labels, targets):
         def keep(name: str, output: Tensor) -> tuple[Tensor, Tensor]:

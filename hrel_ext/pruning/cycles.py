@@ -17,7 +17,7 @@ from hrel_ext.pruning.cost import Cost
 from hrel_ext.pruning.criteria import FilterScores
 from hrel_ext.pruning.groups import remove_filters
 from hrel_ext.pruning.planning import Measured
-from hrel_ext.scores import LayerScores
+from hrel_ext.scores import PARTS, LayerScores
 
 _STATE, _TENSORS, _OPTIMIZER, _BATCHES = "state.json", "tensors.safetensors", "optimizer.bin", "batches.bin"
 
@@ -155,7 +155,7 @@ def score_tensors(cycles: Iterable[Cycle | Decision]) -> dict[str, Tensor]:
         f"scores/{cycle.number}/{layer}/{part}": getattr(scores, part).contiguous()
         for cycle in cycles
         for layer, scores in cycle.scores.items()
-        for part in ("per_batch", "widths", "null")
+        for part in PARTS
         if getattr(scores, part, None) is not None
     }
 

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from hrel_ext import _ranks
 from hrel_ext.collect import Batch
 from hrel_ext.pruning.cost import count
 from hrel_ext.pruning.criteria import Criterion, HRel
@@ -24,6 +25,7 @@ from hrel_ext.pruning.planning import Plan, make_plan
 from hrel_ext.pruning.planning import plan as plan_pruning
 from hrel_ext.pruning.resume import Checkpoints
 from hrel_ext.pruning.state import Snapshot, recalibrate
+from hrel_ext.scores import weight_hash
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +86,11 @@ def prune(
     one layer of a residual stream decide alone, and the more layers, the less would it tell apart. Of equal scores the
     lower index goes first. What has reached its end is no longer scored.
 
+    In a process group of torch.distributed all ranks must call this with the same arguments. They share the
+    mini-batches; the plan and the choice of filters are rank 0's, sent to the others; that all ranks have the same
+    network is checked by its hash before and after every removal. Rank 0 writes the checkpoints. ``retrain`` and
+    ``evaluate`` are called on every rank.
+
     Args:
         model: the network, trained, on any device. Its parameters are replaced; an optimizer made before is void
             unless it is given as ``optimizer``.
@@ -126,7 +133,8 @@ def prune(
 
     Raises:
         ValueError: an argument that breaks a rule (see `check_schedule` and `hrel_ext.pruning.plan`), before any work;
-            nothing to prune, with the reasons; scores that are not finite; a checkpoint of another run.
+            nothing to prune, with the reasons; scores that are not finite; a checkpoint of another run; ranks whose
+            networks differ, which it names.
         RuntimeError: the first cycle already falls by more than ``max_drop``; the network is what it was.
         OSError: a checkpoint cannot be written; the one before it is still there.
 
@@ -177,7 +185,8 @@ def prune(
         store = Checkpoints(checkpoint, settings)
         earlier = (folder := store.latest()) and RunState.read(folder)
     if plan is None:
-        plan = make_plan(model, example_inputs, **rules, measured=earlier.measured if earlier else None)
+        measured = earlier.measured if earlier else None
+        plan = _ranks.from_first(partial(make_plan, model, example_inputs, **rules, measured=measured))
     steps = _limit_steps(plan, shares) if limits is not None else _budget_steps(plan, cycles)
     original = _original(model, plan)
     _check_scored(plan, scored or {}, model)
@@ -206,7 +215,9 @@ def prune(
         if earlier and earlier.decision and earlier.decision.number == number:
             decision = earlier.decision
         else:
+            _check_ranks(model)
             decision = _decide(number, goal, plan, criterion, model, scored or {}, kept)
+            decision = _ranks.from_first(lambda decision=decision: decision)
             save(decision)
         positions = {name: {index: i for i, index in enumerate(kept[name])} for name in decision.removed}
         now = {name: [positions[name][index] for index in indices] for name, indices in decision.removed.items()}
@@ -214,6 +225,7 @@ def prune(
         gone = {name: frozenset(indices) for name, indices in decision.removed.items()}
         kept = {name: tuple(i for i in left if i not in gone.get(name, ())) for name, left in kept.items()}
         recalibrate(model, score_batches)
+        _check_ranks(model)
         if retrain:
             retrain(model, number)
         accuracy = evaluate(model) if evaluate else None
@@ -229,6 +241,12 @@ def prune(
         done.append(cycle)
         save()
     return PruningResult(plan, original, tuple(done), "the limits are reached" if limits else "the budget is met")
+
+
+def _check_ranks(model: nn.Module) -> None:
+    """Raise ValueError on every rank, and name those that differ, unless the ranks have the same network."""
+    if _ranks.num_ranks() > 1:  # the hash reads all weights
+        _ranks.check_equal("the network", f"weights of SHA-256 {weight_hash(model)[:12]}")
 
 
 def _given(function: Callable, arguments: Mapping[str, object]) -> list[str]:

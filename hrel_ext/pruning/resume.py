@@ -7,9 +7,10 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-from torch import distributed
+from hrel_ext import _ranks
 
 SCHEMA_VERSION = 1
 GENERATIONS = 2
@@ -36,7 +37,7 @@ class Checkpoints:
         self._settings = json.loads(json.dumps(settings))  # as they come back
 
     def save(self, write: Callable[[Path], object]) -> None:
-        """Add a state and drop the oldest; of several processes of torch.distributed the first one does.
+        """Add a state and drop the oldest; of several ranks of torch.distributed rank 0 does, and the others wait.
 
         Args:
             write: puts its files into the folder it is given.
@@ -44,8 +45,9 @@ class Checkpoints:
         Raises:
             OSError: they cannot be written, say on a full disk; the states before are as they were.
         """
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0:
-            return
+        _ranks.from_first(partial(self._save, write))
+
+    def _save(self, write: Callable[[Path], object]) -> None:
         numbers = self._numbers()
         unfinished = self._folder / ".unfinished"
         try:
@@ -64,7 +66,7 @@ class Checkpoints:
             shutil.rmtree(self._folder / f"{number:06d}")
 
     def latest(self) -> Path | None:
-        """The folder of the newest state that is what was written; None if there is none.
+        """The folder of the newest state that is what was written; None if there is none. Rank 0 looks for all ranks.
 
         Raises:
             ValueError: it belongs to work with other settings.
@@ -72,6 +74,9 @@ class Checkpoints:
         Warns:
             DamagedCheckpointWarning: for each newer one that is damaged.
         """
+        return _ranks.from_first(self._latest)
+
+    def _latest(self) -> Path | None:
         numbers = self._numbers()
         for number in reversed(numbers):
             folder = self._folder / f"{number:06d}"
@@ -79,7 +84,7 @@ class Checkpoints:
                 settings = _verified(folder)
             except (OSError, ValueError) as error:
                 before = "the one before it is used" if number != numbers[0] else "there is none before it"
-                warnings.warn(f"checkpoint {folder} is damaged, {before}: {error}", DamagedCheckpointWarning, 3)
+                warnings.warn(f"checkpoint {folder} is damaged, {before}: {error}", DamagedCheckpointWarning, 4)
                 continue
             if settings != self._settings:
                 raise ValueError(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from hrel_ext import _ranks
 from hrel_ext.collect import Batch, evaluation_mode
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -15,6 +16,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
     """Estimate the running statistics of all batch norms anew, in place: the plain mean over the mini-batches.
 
     Everything but these layers is in eval mode, without gradients; modes and momenta are restored, also after an error.
+    Ranks of torch.distributed share the mini-batches and end with the same statistics.
 
     Args:
         model: the network; weights are not changed.
@@ -39,13 +41,17 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
                 norm.reset_running_stats()
                 norm.momentum = None  # the plain mean
                 norm.training = True
-            for inputs, _ in batches:
+            for inputs, _ in _ranks.own(batches):
                 model(inputs.to(device))
                 count += 1
+            total = sum(_ranks.gather(count))
+            if _ranks.num_ranks() > 1 and total:
+                for statistic in (each for norm in norms for each in (norm.running_mean, norm.running_var)):
+                    statistic.copy_(_ranks.add(statistic.double().cpu() * count) / total)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-    if not count:
+    if not total:
         raise ValueError("batches must hold at least one mini-batch, got none")
     return len(norms)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
+from hrel_ext import _ranks
 from hrel_ext.collect import Batch, evaluation_mode
 from hrel_ext.pruning.resume import Checkpoints
 
@@ -110,7 +111,8 @@ def train(
 
     Under torchrun every process trains on its own of the mini-batches, which each must give in the same order, and
     gradients are averaged (DDP): a step is one mini-batch per process. All processes end with the same weights; the
-    first one writes the checkpoints.
+    first one writes the checkpoints, from which another number of processes can go on, at the same epoch and point of
+    the learning rate schedule.
 
     With a teacher the loss is (1 - w) CE(y, p) + w T^2 KL(p_teacher^(1/T) || p^(1/T)), both softened by T = 4.
 
@@ -176,6 +178,7 @@ def train(
         dataloader_config=DataLoaderConfiguration(split_batches=True),  # one step of the schedule for one of all ranks
     )
     ranks = accelerator.num_processes
+    _ranks.check_equal("train_batches", f"{len(train_batches)} mini-batches")
     if len(train_batches) < ranks:
         raise ValueError(f"train_batches must hold one for each of {ranks} processes, got {len(train_batches)}")
     steps = len(train_batches) // ranks
@@ -195,18 +198,24 @@ def train(
     history: list[Epoch] = []
     weights = model.state_dict()
     if store and (folder := store.latest()):
+        position = scheduler.state_dict()
         accelerator.load_state(str(folder))
+        torch.set_rng_state(_ranks.from_first(torch.get_rng_state))  # the ranks draw alike, and rank 0 alone saved it
         history = [_epoch(row) for row in json.loads((folder / _HISTORY).read_text())]
         weights = load_file(folder / _BEST)
         if (folder / _BATCHES).exists():
             train_batches.load_state_dict(torch.load(folder / _BATCHES, weights_only=True))
+        loaded = scheduler.state_dict()
+        if any(position.get(key) != loaded.get(key) for key in ("total_steps", "milestones")):
+            done = len(history) * steps  # another number of ranks saved it, which takes other steps
+            scheduler.load_state_dict(position | {"last_epoch": done, "_step_count": done + 1})
         for epoch in history if on_epoch else ():
             on_epoch(epoch)
     for number in range(len(history) + 1, epochs + 1):
         model.train()
         total = torch.zeros((), device=accelerator.device)  # summed on the device: no wait in every step
-        for index, (inputs, labels) in enumerate(train_batches):
-            if index % ranks != accelerator.process_index or index >= steps * ranks:
+        for index, (inputs, labels) in enumerate(_ranks.shared(train_batches)):
+            if not _ranks.is_own(index) or index >= steps * ranks:
                 continue  # another rank's, or left over; every rank goes through all, so that their orders stay equal
             optimizer.zero_grad()
             inputs, labels = inputs.to(accelerator.device), labels.to(accelerator.device)
@@ -242,6 +251,8 @@ def train(
 def evaluate(model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
     """Accuracy and loss of a classifier over a split, in eval mode and without gradients.
 
+    Ranks of torch.distributed share the mini-batches; all must call this, and return the same.
+
     Args:
         model: from inputs (N, ...) to logits (N, C).
         batches: pairs of inputs and labels (N,); moved to the device of the model.
@@ -255,11 +266,12 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
     device = next(model.parameters()).device
     count, correct, loss = 0, 0, 0.0
     with evaluation_mode(model), torch.no_grad():
-        for inputs, labels in batches:
+        for inputs, labels in _ranks.own(batches):
             logits, labels = model(inputs.to(device)), labels.to(device)  # (N, C), (N,)
             count += len(labels)
             correct += (logits.argmax(dim=1) == labels).sum().item()
             loss += cross_entropy(logits, labels, reduction="sum").item()
+    count, correct, loss = (sum(values) for values in zip(*_ranks.gather((count, correct, loss)), strict=True))
     if not count:
         raise ValueError("batches must hold at least one sample, got none")
     return Evaluation(correct / count, loss / count)

@@ -1,6 +1,7 @@
 """Image sets in memory or read from files as they are needed, split with a seed, and the mini-batches over them."""
 # SPDX-License-Identifier: MIT
 
+import copy
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -135,7 +136,8 @@ class Batches:
         seed: a new order of the samples in each pass, drawn from this seed; None keeps the order of the split.
         drop_last: leave out a last mini-batch that is not full.
         augment: makes of the images (n, C, H, W) of a mini-batch those that are given out, with a generator on the CPU;
-            it needs a seed.
+            it needs a seed. Of several processes each has it draw for the mini-batches of the others as well, whose
+            images have no values then (device "meta").
 
     Raises:
         ValueError: ``batch_size`` below 1, no mini-batch at all, or ``augment`` without a seed.
@@ -161,6 +163,7 @@ class Batches:
         self._augment = augment
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
         self._drop_last = drop_last
+        self._rank, self._num_ranks = 0, 1
 
     def __len__(self) -> int:
         full, rest = divmod(len(self._split), self._batch_size)
@@ -175,6 +178,20 @@ class Batches:
         if self._generator is not None:
             self._generator.set_state(state["generator"])
 
+    def for_rank(self, rank: int, num_ranks: int) -> "Batches":
+        """The same passes for one of several processes, which reads the images of its own mini-batches alone.
+
+        Args:
+            rank: number of the process, whose mini-batches are those with numbers rank, rank + num_ranks, ...
+            num_ranks: how many there are.
+
+        Returns:
+            Mini-batches in the same order, from the same generator; the images of the others are on the device "meta".
+        """
+        batches = copy.copy(self)
+        batches._rank, batches._num_ranks = rank, num_ranks
+        return batches
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self._split.images, self._split.labels
         order = None  # (N,)
@@ -183,8 +200,13 @@ class Batches:
         starts = range(0, len(self) * self._batch_size, self._batch_size)
         slices = [slice(start, start + self._batch_size) for start in starts]
         rows = slices if order is None else [order[each] for each in slices]  # slices of the split are views: no copy
-        in_turn = images.in_turn(rows) if isinstance(images, ImageFiles) else (images[each] for each in rows)
-        for each, batch in zip(rows, in_turn, strict=True):
+        own = rows[self._rank :: self._num_ranks]
+        in_turn = images.in_turn(own) if isinstance(images, ImageFiles) else (images[each] for each in own)
+        for number, each in enumerate(rows):
+            if number % self._num_ranks == self._rank:
+                batch = next(in_turn)
+            else:
+                batch = torch.empty(len(labels[each]), *images.shape[1:], device="meta")
             yield (batch if self._augment is None else self._augment(batch, self._generator)), labels[each]
 
 
