@@ -349,7 +349,7 @@ def _cost(recipe: Recipe, reports: Iterable[object]) -> str:
     seconds: dict[str, list[float]] = {}  # device to those of its runs
     for report in reports:
         told = report.get("recipe") if isinstance(report, dict) else None
-        if not told or report.get("resumed"):  # the seconds of a run in parts are those of its last part
+        if not told:
             continue
         # The text decides nothing, and a tensor that is scored has a name by `where` and one by `scored`.
         if all(asked.get(key) == value for key, value in told.items() if key not in ("source", "scored")):

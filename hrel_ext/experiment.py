@@ -8,9 +8,9 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from hrel_ext._ops import build_info
-from hrel_ext.collect import Batch
+from hrel_ext.collect import Batch, evaluation_mode, score_forward_pass
 from hrel_ext.pruning import (
     CRITERIA,
     Criterion,
@@ -41,6 +41,8 @@ from hrel_ext.pruning.checkpoint import write_json
 from hrel_ext.pruning.cycles import write_scores
 from hrel_ext.pruning.resume import Checkpoints
 from hrel_ext.recipes import Recipe, Stage
+from hrel_ext.relevance import relevance
+from hrel_ext.scores import LayerScores
 from hrel_ext.zoo.data import BLACK, Batches, CropAndFlip, Split, Splits
 from hrel_ext.zoo.models import MODELS, make_model
 
@@ -51,6 +53,7 @@ CHECKPOINTS = "checkpoints"  # folder in the output of an unfinished run
 SCORES, PLANE = "scores.safetensors", "plane.safetensors"
 EVALUATION_BATCH = 500  # samples; only memory and speed depend on it
 LATENCY_BATCH = 100  # samples
+FIXED_WIDTH_BATCHES = 10  # mini-batches of the curve at a fixed width; a mean over thousands of samples is smooth
 TRIED = 8  # samples that are scored before any training, to see that the recipe can be run
 TRAINING = ("momentum", "nesterov", "weight_decay", "label_smoothing", "precision", "accumulate")
 RULES = ("target", "limits", "residual", "round_to", "min_channels", "max_ratio")
@@ -66,17 +69,100 @@ class Observer:
     progress: Callable[[Iterable[Batch]], Iterable[Batch]] = lambda batches: batches
 
 
-@dataclass
 class _Clock:
-    """Seconds by name, added up."""
+    """Seconds by name, added up over all parts of a run that was interrupted.
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    Args:
+        states: folder of the checkpoints, which keep the sums.
+        going_on: whether there was a part before.
+    """
+
+    def __init__(self, states: Path, going_on: bool) -> None:
+        self._store = Checkpoints(states / "clock", {})
+        folder = self._store.latest() if going_on else None
+        known = json.loads((folder / "clock.json").read_text()) if folder else {"parts": 0, "seconds": {}}
+        self.parts: int = known["parts"] + 1
+        self.seconds: dict[str, float] = known["seconds"]
+        self._running: dict[str, float] = {}  # name to the moment from which its seconds are not added up yet
+        self.save()
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self._running[name] = time.perf_counter()
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):  # a full disk may be what ended it
+                self.save()
+            raise
+        finally:
+            self._add_up()
+            del self._running[name]
+
+    def save(self) -> None:
+        """Keep the seconds until now: a run that is killed loses those since."""
+        self._add_up()
+        self._store.save(
+            lambda folder: write_json(folder / "clock.json", {"parts": self.parts, "seconds": self.seconds})
+        )
+
+    def _add_up(self) -> None:
+        now = time.perf_counter()
+        for name, since in self._running.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - since
+            self._running[name] = now
+
+
+class _WatchedCriterion(Criterion):
+    """A criterion, and the relevance of the same filters at the width that their layer had in the first cycle.
+
+    The width of a layer follows its maps from cycle to cycle, so that relevances of different cycles are measured by
+    different rulers; these are not. They decide nothing.
+
+    Args:
+        criterion: what ranks the filters.
+        batches: a few mini-batches, the same in every cycle.
+        alpha, where: as for the criterion.
+        states: folder of the checkpoints; a cycle whose filters are chosen is not scored again.
+    """
+
+    def __init__(self, criterion: Criterion, batches: Iterable[Batch], alpha: float, where: str, states: Path) -> None:
+        super().__init__()
+        self.name = criterion.name
+        self.number = 1  # of the cycle
+        self._criterion, self._batches, self._alpha, self._where = criterion, batches, alpha, where
+        self._store = Checkpoints(states / "fixed-widths", {})
+        folder = self._store.latest()
+        known = json.loads((folder / "relevance.json").read_text()) if folder else {"widths": {}, "cycles": {}}
+        self._widths: dict[str, float] = known["widths"]
+        self._cycles: dict[str, dict[str, list[float]]] = known["cycles"]
+
+    def of_cycle(self, number: int) -> Mapping[str, list[float]]:
+        """Layer to the relevance of each filter that it had before a cycle, in bits."""
+        return self._cycles[str(number)]
+
+    def _measure(self, model, targets, unscored):
+        table = self._criterion._measure(model, targets, unscored)
+        self._widths |= {
+            name: scores.widths.mean().item() for name, scores in table.items() if name not in self._widths
+        }
+        device = next(model.parameters()).device
+        rows: dict[str, list[torch.Tensor]] = {name: [] for name in table}
+        with torch.no_grad(), evaluation_mode(model):
+            for inputs, labels in self._batches:
+                labels = labels.to(device)
+
+                def look(name: str, maps: torch.Tensor, labels: torch.Tensor = labels) -> torch.Tensor:
+                    return relevance(maps, labels, sigma=self._widths[name], alpha=self._alpha)  # (F,)
+
+                seen = score_forward_pass(model, inputs.to(device), targets, self._where, look)
+                for name, row in seen.items():
+                    rows[name].append(row)
+        means = {name: torch.stack(of_layer).mean(dim=0).tolist() for name, of_layer in rows.items()}
+        self._cycles[str(self.number)] = means
+        known = {"widths": self._widths, "cycles": self._cycles}
+        self._store.save(lambda folder: write_json(folder / "relevance.json", known))
+        return table
 
 
 def run(
@@ -114,7 +200,7 @@ def run(
             unfinished run of other settings.
         OSError: the output cannot be written; what was written before is still there.
     """
-    observer, clock = observer or Observer(), _Clock()
+    observer = observer or Observer()
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise ValueError(f"a run must have one process, which alone writes its output, got WORLD_SIZE = {processes}")
     check_device(device)
@@ -135,6 +221,7 @@ def run(
     if not going_on:
         _check(recipe, model, splits, rules, seed)
         begun.save(lambda folder: None)
+    clock = _Clock(states, bool(going_on))
     validation = Batches(splits.validation, EVALUATION_BATCH)
     plane = _plane(recipe, model, seed, output / PLANE if going_on else None)
     augment = _augmentation(recipe)
@@ -151,6 +238,7 @@ def run(
         def on_epoch(epoch: Epoch) -> None:
             if plane and plane.num_points:
                 plane.save(output / PLANE)
+            clock.save()
             observer.on_epoch(epoch)
 
         with clock.time("retrain" if name.startswith("cycle") else name):
@@ -174,6 +262,18 @@ def run(
         teacher = copy.deepcopy(model) if recipe.distillation else None
         with clock.time("score and prune, retraining included"):
             batches = _scored(recipe, splits.train, seed)
+            criterion = _criterion(recipe, batches, seed, observer.progress)
+            watched = None
+            if recipe.criterion == "hrel" and recipe.sigma == "layer":
+                few = _few(recipe, splits.train)
+                criterion = watched = _WatchedCriterion(criterion, few, recipe.alpha, recipe.where, states)
+
+            def on_cycle(cycle: Cycle) -> None:
+                if watched:
+                    watched.number = cycle.number + 1
+                clock.save()
+                observer.on_cycle(cycle)
+
             result = prune(
                 model,
                 batches,
@@ -185,9 +285,9 @@ def run(
                 evaluate=lambda pruned: evaluate(pruned, validation).accuracy,
                 max_drop=recipe.max_drop,
                 scored=recipe.scored,
-                criterion=_criterion(recipe, batches, seed, observer.progress),
+                criterion=criterion,
                 checkpoint=states / "cycles",
-                on_cycle=observer.on_cycle,
+                on_cycle=on_cycle,
             )
         retrained = train_stage("final", recipe.final, len(result.cycles) + 1, teacher)
         after = _measure(model, splits, retrained)
@@ -204,10 +304,10 @@ def run(
         "before": before,
         "after": after,
         "test_accuracy_drop_points": 100 * (before["test_accuracy"] - after["test_accuracy"]),
-        "cycles": [_cycle_row(cycle) for cycle in result.cycles],
+        "cycles": [_cycle_row(cycle, watched) for cycle in result.cycles],
         "stopped": result.stopped,
         "seconds": clock.seconds,
-        "resumed": bool(going_on),
+        "resumed": clock.parts - 1,
     }
     save_pruned(
         output,
@@ -290,6 +390,12 @@ def _scored(recipe: Recipe, train: Split, seed: int) -> Batches:
     return Batches(train, recipe.batch_size, seed=seed, drop_last=True)
 
 
+def _few(recipe: Recipe, train: Split) -> Batches:
+    """The first mini-batches of the training split, in its order."""
+    samples = min(FIXED_WIDTH_BATCHES, len(train) // recipe.batch_size) * recipe.batch_size
+    return Batches(train.take(torch.arange(samples, device=train.labels.device)), recipe.batch_size)
+
+
 def _settings(recipe: Recipe, stage: Stage) -> dict[str, object]:
     """The arguments of `train` that a recipe decides, but for the teacher."""
     return {**asdict(stage), **{name: getattr(recipe, name) for name in TRAINING}}
@@ -360,8 +466,8 @@ def _measure(model: nn.Module, splits: Splits, training: Training | None) -> dic
     }
 
 
-def _cycle_row(cycle: Cycle) -> dict[str, object]:
-    return {
+def _cycle_row(cycle: Cycle, watched: _WatchedCriterion | None) -> dict[str, object]:
+    row = {
         "cycle": cycle.number,
         "filters": cycle.filters,
         "validation_accuracy": cycle.accuracy,
@@ -370,4 +476,11 @@ def _cycle_row(cycle: Cycle) -> dict[str, object]:
         "score_mean": {name: scores.mean.tolist() for name, scores in cycle.scores.items()},
         "score_std": {name: scores.std.tolist() for name, scores in cycle.scores.items()},
         "mini_batches": {name: len(scores.per_batch) for name, scores in cycle.scores.items()},
+        # Means over the mini-batches: one number a layer, or one a filter where each has its own width.
+        "widths": {
+            name: scores.widths.mean(dim=0).tolist()
+            for name, scores in cycle.scores.items()
+            if isinstance(scores, LayerScores)
+        },
     }
+    return row | {"relevance_at_first_width": watched.of_cycle(cycle.number)} if watched else row

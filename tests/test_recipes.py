@@ -164,8 +164,6 @@ def test_recipes_are_listed_with_their_epochs_and_what_was_measured(tmp_path, ca
     for seed, seconds in enumerate((600.0, 660.0, 900.0)):
         report = {"recipe": recipe, "seed": seed, "device": "cuda", "seconds": {"total": seconds}}
         (tmp_path / f"{seed}.json").write_text(json.dumps(report))
-    report = {"recipe": recipe, "seed": 3, "device": "cuda", "seconds": {"total": 1.0}, "resumed": True}
-    (tmp_path / "resumed.json").write_text(json.dumps(report))
     (tmp_path / "other.json").write_text(json.dumps([{"recipe": None}]))
     recipes_command(results=tmp_path)
     lines = capsys.readouterr().out.splitlines()
