@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hrel_ext._ops import build_info
@@ -119,6 +120,12 @@ class _WatchedCriterion(Criterion):
     The width of a layer follows its maps from cycle to cycle, so that relevances of different cycles are measured by
     different rulers; these are not. They decide nothing.
 
+    Attributes:
+        number: of the cycle that comes next.
+        maps: for a picture of the estimator, of the first mini-batch in the first cycle: "maps/LAYER/F" (N, H, W) of
+            the filters of the first layer with the largest and the smallest score, F their numbers; "maps/labels" (N,);
+            "maps/sigma" (), the width of the layer.
+
     Args:
         criterion: what ranks the filters.
         batches: a few mini-batches, the same in every cycle.
@@ -129,11 +136,12 @@ class _WatchedCriterion(Criterion):
     def __init__(self, criterion: Criterion, batches: Iterable[Batch], alpha: float, where: str, states: Path) -> None:
         super().__init__()
         self.name = criterion.name
-        self.number = 1  # of the cycle
+        self.number = 1
         self._criterion, self._batches, self._alpha, self._where = criterion, batches, alpha, where
         self._store = Checkpoints(states / "fixed-widths", {})
         folder = self._store.latest()
         known = json.loads((folder / "relevance.json").read_text()) if folder else {"widths": {}, "cycles": {}}
+        self.maps: dict[str, torch.Tensor] = load_file(folder / "maps.safetensors") if folder else {}
         self._widths: dict[str, float] = known["widths"]
         self._cycles: dict[str, dict[str, list[float]]] = known["cycles"]
 
@@ -153,6 +161,8 @@ class _WatchedCriterion(Criterion):
                 labels = labels.to(device)
 
                 def look(name: str, maps: torch.Tensor, labels: torch.Tensor = labels) -> torch.Tensor:
+                    if not self.maps:
+                        self.maps = self._example(name, maps, labels, table[name].mean)
                     return relevance(maps, labels, sigma=self._widths[name], alpha=self._alpha)  # (F,)
 
                 seen = score_forward_pass(model, inputs.to(device), targets, self._where, look)
@@ -161,8 +171,19 @@ class _WatchedCriterion(Criterion):
         means = {name: torch.stack(of_layer).mean(dim=0).tolist() for name, of_layer in rows.items()}
         self._cycles[str(self.number)] = means
         known = {"widths": self._widths, "cycles": self._cycles}
-        self._store.save(lambda folder: write_json(folder / "relevance.json", known))
+
+        def write(folder: Path) -> None:
+            write_json(folder / "relevance.json", known)
+            save_file(self.maps, folder / "maps.safetensors")
+
+        self._store.save(write)
         return table
+
+    def _example(
+        self, name: str, maps: torch.Tensor, labels: torch.Tensor, scores: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        chosen = {f"maps/{name}/{f}": maps[:, f].float().cpu().contiguous() for f in (scores.argmax(), scores.argmin())}
+        return {**chosen, "maps/labels": labels.cpu(), "maps/sigma": torch.tensor(self._widths[name])}
 
 
 def run(
@@ -322,7 +343,7 @@ def run(
         test_accuracy=after["test_accuracy"],
         validation_accuracy=after["validation_accuracy"],
     )
-    write_scores(output / SCORES, result.cycles)
+    write_scores(output / SCORES, result.cycles, watched.maps if watched else {})
     write_json(output / "report.json", report)
     finished = output / f".{CHECKPOINTS}"
     shutil.rmtree(finished, ignore_errors=True)  # of an earlier run that was killed at the next but one line
