@@ -48,6 +48,9 @@ Limits = Annotated[list[str] | None, typer.Option("--limit", help="LAYER=FILTERS
 Plane = Annotated[
     int | None, typer.Option("--plane", min=1, help="Record the information plane, a point every so many steps.")
 ]
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write scalars for TensorBoard into the folder tensorboard of the output.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of weights, splits and training.")]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 Output = Annotated[
@@ -89,6 +92,7 @@ def prune_command(
     precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
     distillation: Annotated[float | None, typer.Option(help="Weight of the unpruned network as a teacher.")] = None,
     plane_every: Plane = None,
+    tensorboard: Tensorboard = False,
     seed: Seed = 0,
     device: Device = "cpu",
     output: Output = None,
@@ -142,10 +146,10 @@ def prune_command(
     if recipe.target is None and not recipe.limits:
         raise ValueError("--target or --limit must say what is to be left, got neither")
     name = (own or model).replace(":", ".")
-    _run(recipe, data_dir, seed, device, output or Path("runs") / f"{name}-{data}")
+    _run(recipe, data_dir, seed, device, output or Path("runs") / f"{name}-{data}", tensorboard)
 
 
-def _run(recipe: Recipe, data_dir: Path | None, seed: int, device: str, output: Path) -> None:
+def _run(recipe: Recipe, data_dir: Path | None, seed: int, device: str, output: Path, tensorboard: bool) -> None:
     """Run a recipe with its bars, and print the result."""
     from hrel_ext.experiment import CHECKPOINTS, Observer, run
 
@@ -157,7 +161,14 @@ def _run(recipe: Recipe, data_dir: Path | None, seed: int, device: str, output: 
         with Progress(*columns, console=console, transient=True) as bars:
             bar = _Bars(bars)
             observer = Observer(bar.on_stage, bar.on_epoch, bar.on_cycle, bar.scoring)
+            if tensorboard:
+                from hrel_ext.tracking import TensorBoard
+
+                board = TensorBoard(output, recipe, observer)
+                observer = board.observer
             report = run(recipe, splits, seed=seed, device=device, output=output, command=_command(), observer=observer)
+            if tensorboard:
+                board.finish(report)
     except KeyboardInterrupt:
         Console(stderr=True).print(f"hrel: interrupted; the same command goes on from {output}/", soft_wrap=True)
         raise typer.Exit(130) from None
@@ -179,6 +190,7 @@ def run_command(
     limit: Limits = None,
     data_dir: DataDir = None,
     plane_every: Plane = None,
+    tensorboard: Tensorboard = False,
     seed: Seed = 0,
     device: Device = "cpu",
     output: Output = None,
@@ -193,7 +205,7 @@ def run_command(
         raise ValueError(f"--schedule must be one of {', '.join(EXPERIMENTS[name])} for {name}, got {which!r}")
     recipe = _goal(EXPERIMENTS[name][which], None, device, None, _pairs("--limit", limit or [], int), {})
     recipe = dataclasses.replace(recipe, plane_every=plane_every or recipe.plane_every)
-    _run(recipe, data_dir, seed, device, output or Path("runs") / f"{name}-{which}-seed{seed}")
+    _run(recipe, data_dir, seed, device, output or Path("runs") / f"{name}-{which}-seed{seed}", tensorboard)
 
 
 @app.command("recipes")

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -46,9 +46,6 @@ from hrel_ext.relevance import relevance
 from hrel_ext.scores import LayerScores
 from hrel_ext.zoo.data import BLACK, Batches, CropAndFlip, Split, Splits
 from hrel_ext.zoo.models import MODELS, make_model
-
-if TYPE_CHECKING:
-    from hrel_ext.report import InformationPlane
 
 CHECKPOINTS = "checkpoints"  # folder in the output of an unfinished run
 SCORES, PLANE = "scores.safetensors", "plane.safetensors"
@@ -186,6 +183,70 @@ class _WatchedCriterion(Criterion):
         return {**chosen, "maps/labels": labels.cpu(), "maps/sigma": torch.tensor(self._widths[name])}
 
 
+class _Recorder:
+    """The information plane of a run, if the recipe wants one.
+
+    Args:
+        recipe, model, seed: of the run.
+        file: with the points of a run that goes on; None, or a file that is not there, for none.
+    """
+
+    def __init__(self, recipe: Recipe, model: nn.Module, seed: int, file: Path | None) -> None:
+        self._model, self._plane = model, None
+        if recipe.plane_every is None:
+            return
+        from hrel_ext.report import InformationPlane
+
+        self._plane = InformationPlane(model, every=recipe.plane_every, alpha=recipe.alpha, seed=seed)
+        if file and file.exists():
+            self.load(file)
+
+    def begin(self, stage: str) -> None:
+        if self._plane and stage not in self._plane.stages:
+            self._plane.begin(stage)
+
+    def record(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
+        if self._plane:
+            self._plane.record(inputs, labels)
+
+    def save(self, file: Path) -> None:
+        """Write the points, if there are any."""
+        if self._plane and self._plane.num_points:
+            self._plane.save(file)
+
+    def load(self, file: Path) -> None:
+        self._plane = type(self._plane).resume(self._model, file)
+
+
+@dataclass
+class _RecordedBatches:
+    """Mini-batches whose state is that of the recorder as well: a checkpoint of the training has both of one moment."""
+
+    batches: Batches
+    recorder: _Recorder
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        state = self.batches.state_dict()
+        with TemporaryDirectory() as folder:
+            self.recorder.save(file := Path(folder) / PLANE)
+            if file.exists():
+                state["plane"] = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        self.batches.load_state_dict(state)
+        if "plane" in state:
+            with TemporaryDirectory() as folder:
+                (file := Path(folder) / PLANE).write_bytes(state["plane"].numpy().tobytes())
+                self.recorder.load(file)
+
+
 def run(
     recipe: Recipe,
     splits: Splits,
@@ -244,7 +305,7 @@ def run(
         begun.save(lambda folder: None)
     clock = _Clock(states, bool(going_on))
     validation = Batches(splits.validation, EVALUATION_BATCH)
-    plane = _plane(recipe, model, seed, output / PLANE if going_on else None)
+    recorder = _Recorder(recipe, model, seed, output / PLANE if going_on else None)
     augment = _augmentation(recipe)
 
     def train_stage(name: str, stage: Stage, number: int, teacher: nn.Module | None = None) -> Training | None:
@@ -253,19 +314,18 @@ def run(
         observer.on_stage(name, stage.epochs)
         if not stage.epochs:
             return None
-        if plane and name not in plane.stages:
-            plane.begin(name)
+        recorder.begin(name)
 
         def on_epoch(epoch: Epoch) -> None:
-            if plane and plane.num_points:
-                plane.save(output / PLANE)
+            recorder.save(output / PLANE)
             clock.save()
             observer.on_epoch(epoch)
 
         with clock.time("retrain" if name.startswith("cycle") else name):
+            batches = Batches(splits.train, recipe.batch_size, seed=seed + number, drop_last=True, augment=augment)
             return train(
                 model,
-                Batches(splits.train, recipe.batch_size, seed=seed + number, drop_last=True, augment=augment),
+                _RecordedBatches(batches, recorder),
                 validation,
                 **_settings(recipe, stage),
                 teacher=teacher,
@@ -273,7 +333,7 @@ def run(
                 seed=seed,
                 device=device,
                 checkpoint=states / name.replace(" ", "-"),
-                on_step=plane and plane.record,
+                on_step=recorder.record,
                 on_epoch=on_epoch,
             )
 
@@ -379,17 +439,6 @@ def _network(recipe: Recipe, splits: Splits) -> nn.Module:
     """The network of a recipe, one of ours with as many outputs as the data has classes."""
     options = {"num_classes": splits.num_classes} if recipe.model in MODELS else {}
     return make_model(recipe.model, **options)
-
-
-def _plane(recipe: Recipe, model: nn.Module, seed: int, file: Path | None) -> "InformationPlane | None":
-    """The recorder of the information plane, if the recipe wants one; with the points of a run that goes on."""
-    if recipe.plane_every is None:
-        return None
-    from hrel_ext.report import InformationPlane
-
-    if file and file.exists():
-        return InformationPlane.resume(model, file)
-    return InformationPlane(model, every=recipe.plane_every, alpha=recipe.alpha, seed=seed)
 
 
 def _sizes(splits: Splits) -> dict[str, int]:

@@ -33,6 +33,7 @@ RECIPE = dataclasses.replace(
     final=short,
     batch_size=50,
     distillation=0.5,
+    plane_every=2,
 )
 
 
@@ -55,7 +56,8 @@ def result_of(folder):
     accuracies = [report[side][f"{split}_accuracy"] for side in ("before", "after") for split in ("validation", "test")]
     told = ("removed", "score_mean", "widths", "relevance_at_first_width", "validation_accuracy")
     cycles = [tuple(row[name] for name in told) for row in report["cycles"]]
-    return report["filters"], accuracies, cycles, (folder / "model.safetensors").read_bytes()
+    files = [(folder / name).read_bytes() for name in ("model.safetensors", "plane.safetensors")]
+    return report["filters"], accuracies, cycles, files
 
 
 def main(folder):
@@ -102,6 +104,7 @@ def test_runs_killed_at_random_moments_end_like_one_that_was_not(tmp_path):
             "model.pt",
             "model.safetensors",
             "plan.json",
+            "plane.safetensors",
             "report.json",
             "scores.safetensors",
         ]
