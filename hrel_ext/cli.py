@@ -51,6 +51,13 @@ Plane = Annotated[
 Tensorboard = Annotated[
     bool, typer.Option("--tensorboard", help="Write scalars for TensorBoard into the folder tensorboard of the output.")
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="Weights to start from: FILE.safetensors, or torchvision's, such as IMAGENET1K_V1."),
+]
+Download = Annotated[
+    bool, typer.Option("--download-weights", help="Let torchvision download weights that are not in its cache.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of weights, splits and training.")]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 Output = Annotated[
@@ -93,6 +100,8 @@ def prune_command(
     distillation: Annotated[float | None, typer.Option(help="Weight of the unpruned network as a teacher.")] = None,
     plane_every: Plane = None,
     tensorboard: Tensorboard = False,
+    weights: Weights = None,
+    download: Download = False,
     seed: Seed = 0,
     device: Device = "cpu",
     output: Output = None,
@@ -131,6 +140,7 @@ def prune_command(
         "precision": precision,
         "distillation": distillation,
         "plane_every": plane_every,
+        "weights": weights,
         "baseline": _stage(recipe.baseline, epochs),
         "cycle": _stage(recipe.cycle, cycle_epochs),
         "final": _stage(recipe.final, final_epochs),
@@ -146,10 +156,12 @@ def prune_command(
     if recipe.target is None and not recipe.limits:
         raise ValueError("--target or --limit must say what is to be left, got neither")
     name = (own or model).replace(":", ".")
-    _run(recipe, data_dir, seed, device, output or Path("runs") / f"{name}-{data}", tensorboard)
+    _run(recipe, data_dir, seed, device, output or Path("runs") / f"{name}-{data}", tensorboard, download)
 
 
-def _run(recipe: Recipe, data_dir: Path | None, seed: int, device: str, output: Path, tensorboard: bool) -> None:
+def _run(
+    recipe: Recipe, data_dir: Path | None, seed: int, device: str, output: Path, tensorboard: bool, download: bool
+) -> None:
     """Run a recipe with its bars, and print the result."""
     from hrel_ext.experiment import CHECKPOINTS, Observer, run
 
@@ -166,7 +178,16 @@ def _run(recipe: Recipe, data_dir: Path | None, seed: int, device: str, output: 
 
                 board = TensorBoard(output, recipe, observer)
                 observer = board.observer
-            report = run(recipe, splits, seed=seed, device=device, output=output, command=_command(), observer=observer)
+            report = run(
+                recipe,
+                splits,
+                seed=seed,
+                device=device,
+                output=output,
+                command=_command(),
+                observer=observer,
+                download=download,
+            )
             if tensorboard:
                 board.finish(report)
     except KeyboardInterrupt:
@@ -191,6 +212,8 @@ def run_command(
     data_dir: DataDir = None,
     plane_every: Plane = None,
     tensorboard: Tensorboard = False,
+    weights: Weights = None,
+    download: Download = False,
     seed: Seed = 0,
     device: Device = "cpu",
     output: Output = None,
@@ -204,8 +227,9 @@ def run_command(
     if which not in EXPERIMENTS[name]:
         raise ValueError(f"--schedule must be one of {', '.join(EXPERIMENTS[name])} for {name}, got {which!r}")
     recipe = _goal(EXPERIMENTS[name][which], None, device, None, _pairs("--limit", limit or [], int), {})
-    recipe = dataclasses.replace(recipe, plane_every=plane_every or recipe.plane_every)
-    _run(recipe, data_dir, seed, device, output or Path("runs") / f"{name}-{which}-seed{seed}", tensorboard)
+    given = {"plane_every": plane_every or recipe.plane_every, "weights": weights or recipe.weights}
+    recipe = dataclasses.replace(recipe, **given)
+    _run(recipe, data_dir, seed, device, output or Path("runs") / f"{name}-{which}-seed{seed}", tensorboard, download)
 
 
 @app.command("recipes")
@@ -216,6 +240,7 @@ def recipes_command(
     from hrel_ext.pruning import schedule
 
     reports = [json.loads(path.read_text()) for path in sorted(results.rglob("*.json"))]
+    marked: list[str] = []
     table = Table(box=None, pad_edge=False)
     for column in ("name", "schedule", "filters left", "epochs", "cycles", "cost"):
         number = column in ("epochs", "cycles")
@@ -228,7 +253,11 @@ def recipes_command(
             epochs = recipe.baseline.epochs + cycles * recipe.cycle.epochs + recipe.final.epochs
             left = " ".join(map(str, dict.fromkeys(recipe.limits.values())))
             table.add_row(name, which, left, str(epochs), str(cycles), _cost(recipe, reports))
+            if recipe.weights is not None:
+                marked.append(f"{name} {which} starts from {recipe.weights}, see --weights")
     console.print(table)
+    for line in marked:
+        console.print(f"weights: {line}", highlight=False)
 
 
 @app.command("export")

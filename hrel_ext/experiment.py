@@ -45,7 +45,7 @@ from hrel_ext.recipes import Recipe, Stage
 from hrel_ext.relevance import relevance
 from hrel_ext.scores import LayerScores
 from hrel_ext.zoo.data import BLACK, Batches, CropAndFlip, Split, Splits
-from hrel_ext.zoo.models import MODELS, make_model
+from hrel_ext.zoo.models import MODELS, load_weights, make_model
 
 CHECKPOINTS = "checkpoints"  # folder in the output of an unfinished run
 SCORES, PLANE = "scores.safetensors", "plane.safetensors"
@@ -205,6 +205,10 @@ class _Recorder:
         if self._plane and stage not in self._plane.stages:
             self._plane.begin(stage)
 
+    def is_at(self, stage: str) -> bool:
+        """Whether no later stage has begun."""
+        return self._plane is not None and self._plane.stages[-1] == stage
+
     def record(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
         if self._plane:
             self._plane.record(inputs, labels)
@@ -220,10 +224,11 @@ class _Recorder:
 
 @dataclass
 class _RecordedBatches:
-    """Mini-batches whose state is that of the recorder as well: a checkpoint of the training has both of one moment."""
+    """Mini-batches of a stage, whose state is that of the recorder as well: a checkpoint has both of one moment."""
 
     batches: Batches
     recorder: _Recorder
+    stage: str
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -241,7 +246,7 @@ class _RecordedBatches:
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         self.batches.load_state_dict(state)
-        if "plane" in state:
+        if "plane" in state and self.recorder.is_at(self.stage):
             with TemporaryDirectory() as folder:
                 (file := Path(folder) / PLANE).write_bytes(state["plane"].numpy().tobytes())
                 self.recorder.load(file)
@@ -256,6 +261,7 @@ def run(
     output: Path,
     command: str,
     observer: Observer | None = None,
+    download: bool = False,
 ) -> dict[str, object]:
     """Run a recipe and write model.safetensors, model.pt, plan.json, scores.safetensors and report.json to ``output``,
     and plane.safetensors if the recipe records the information plane.
@@ -273,6 +279,7 @@ def run(
         output: folder, made if it is not there.
         command: how to repeat the run; goes into the report.
         observer: told of stages, epochs and cycles.
+        download: whether weights that the recipe starts from may be downloaded.
 
     Returns:
         The content of report.json; times in seconds and ms, accuracies in [0, 1], relevances in bits.
@@ -280,7 +287,7 @@ def run(
     Raises:
         ValueError: a recipe that does not fit its network, data or device, before any training; an output with an
             unfinished run of other settings.
-        OSError: the output cannot be written; what was written before is still there.
+        OSError: the output cannot be written; what was written before is still there. Weights that are not there.
     """
     observer = observer or Observer()
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
@@ -288,7 +295,7 @@ def run(
     check_device(device)
     torch.manual_seed(seed)
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    model = _network(recipe, splits).to(device, memory_format=memory_format)
+    model = _network(recipe, splits, download).to(device, memory_format=memory_format)
     splits = splits.to(device)
     example = splits.train.images[:1]
     states = output / CHECKPOINTS
@@ -325,7 +332,7 @@ def run(
             batches = Batches(splits.train, recipe.batch_size, seed=seed + number, drop_last=True, augment=augment)
             return train(
                 model,
-                _RecordedBatches(batches, recorder),
+                _RecordedBatches(batches, recorder, name),
                 validation,
                 **_settings(recipe, stage),
                 teacher=teacher,
@@ -435,10 +442,13 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _network(recipe: Recipe, splits: Splits) -> nn.Module:
-    """The network of a recipe, one of ours with as many outputs as the data has classes."""
+def _network(recipe: Recipe, splits: Splits, download: bool) -> nn.Module:
+    """The network of a recipe, one of ours with as many outputs as the data has classes, and its first weights."""
     options = {"num_classes": splits.num_classes} if recipe.model in MODELS else {}
-    return make_model(recipe.model, **options)
+    network = make_model(recipe.model, **options)
+    if recipe.weights is not None:
+        load_weights(network, recipe.weights, recipe.model, download=download)
+    return network
 
 
 def _sizes(splits: Splits) -> dict[str, int]:

@@ -168,6 +168,8 @@ def test_recipes_are_listed_with_their_epochs_and_what_was_measured(tmp_path, ca
     recipes_command(results=tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
+    marked = [line for line in lines if line.startswith("weights: ")]
+    assert marked == ["weights: resnet50-imagefolder paper starts from IMAGENET1K_V1, see --weights"]
     rows = {tuple(line.split()[:2]): line.split() for line in lines}
     assert rows["vgg16-cifar10", "short"][-6:] == ["196", "36", "11.0", "min", "on", "cuda"]
     assert rows["vgg16-cifar10", "paper"][-4:] == ["3630", "36", "not", "measured"]
