@@ -462,8 +462,7 @@ def accuracy_by_cycle(
     first = next(iter(runs.values()))[0]
     for at, name, style in ((1, "MACs", "-"), (2, "parameters", "--")):
         left = [100 * point[at] / first[0][at] for point in first]
-        below.plot(left, style, color="#888888", linewidth=1.2, label=name)
-        below.annotate(f"{left[-1]:.1f} %", (len(left) - 1, left[-1]), (4, 0), textcoords="offset points", va="center")
+        below.plot(left, style, color="#888888", linewidth=1.2, label=f"{name}, {left[-1]:.1f} % in the end")
     above.set_ylabel(f"{accuracy}, %")
     above.legend(fontsize=8)
     below.set(xlabel="cycle (0: unpruned)", ylabel="left, %", ylim=(0, 105))
