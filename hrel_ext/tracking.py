@@ -36,7 +36,8 @@ class TensorBoard:
             raise ImportError("the scalars need tensorboard: pip install 'hrel_ext[tensorboard]'")
         self._recipe, self._told = recipe, observer
         self._begun, self._cycles = 0, 0  # epochs before the stage, cycles that are done
-        self._output, self._accelerator = output, None
+        self._accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(output))
+        self._is_open = False
 
     @property
     def observer(self) -> Observer:
@@ -59,9 +60,9 @@ class TensorBoard:
         return self._recipe.baseline.epochs + (cycle - 1) * self._recipe.cycle.epochs
 
     def _on_stage(self, name: str, epochs: int) -> None:
-        if self._accelerator is None:  # the run has passed its checks: a mistake leaves no folder
-            self._accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(self._output))
+        if not self._is_open:  # only now, when the run has passed its checks: a mistake leaves no folder
             self._accelerator.init_trackers(FOLDER)
+            self._is_open = True
         self._begun = 0 if name == "baseline" else self._epochs_before(self._cycles + 1)
         self._told.on_stage(name, epochs)
 

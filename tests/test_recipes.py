@@ -133,6 +133,37 @@ def test_vgg16_passes_the_counts_of_the_code():
         assert passed == expected + [ends[number]] * (37 - len(expected))  # 36 cycles and the start
 
 
+@pytest.mark.parametrize(
+    ("name", "baseline", "retraining", "weight_decay", "others"),
+    (  # epochs, learning rate, epochs after which it is divided by 10, of HRel's published code
+        ("lenet5-mnist", (40, 0.1, (20, 30)), (40, 0.1, (10, 20)), 5e-4, {"where": "conv", "augment": False}),
+        ("vgg16-cifar10", (300, 0.1, (80, 140, 230)), (90, 0.01, (40, 70)), 5e-4, {"where": "relu"}),
+        ("resnet56-cifar10", (182, 0.1, (91, 136)), (100, 0.01, (20, 70)), 2e-4, {"nesterov": True}),
+        ("resnet56-cifar10-stream", (182, 0.1, (91, 136)), (100, 0.01, (20, 70)), 2e-4, {"nesterov": True}),
+        ("resnet110-cifar10", (182, 0.1, (91, 136)), (100, 0.01, (20, 70)), 2e-4, {"nesterov": True}),
+        ("resnet110-cifar10-stream", (182, 0.1, (91, 136)), (100, 0.01, (20, 70)), 2e-4, {"nesterov": True}),
+        (
+            "resnet50-imagefolder",
+            (3, 1e-4, ()),
+            (33, 1e-3, (10, 25)),
+            2e-4,
+            {"batch_size": 80, "label_smoothing": 0.1, "weights": "IMAGENET1K_V1", "scored_batches": 3847},
+        ),
+    ),
+)
+def test_a_paper_schedule_trains_as_the_code_does(name, baseline, retraining, weight_decay, others):
+    recipe = EXPERIMENTS[name]["paper"]
+    of_the_code = {"where": "conv", "augment": True, "nesterov": False, "batch_size": 100, "label_smoothing": 0.0}
+    of_the_code |= {"weights": None, "scored_batches": None, "momentum": 0.9, "sigma": "layer", "alpha": 1.0}
+    of_the_code |= {"criterion": "hrel", "precision": "no", "distillation": 0.0, "weight_decay": weight_decay} | others
+    assert {field: getattr(recipe, field) for field in of_the_code} == of_the_code
+    stages = [(stage.epochs, stage.learning_rate, stage.milestones) for stage in (recipe.baseline, recipe.cycle)]
+    assert stages == [baseline, retraining]
+    idle = 0 if name == "resnet50-imagefolder" else retraining[0]  # all others retrain once more at the end
+    assert recipe.final == dataclasses.replace(recipe.cycle, epochs=idle, milestones=recipe.final.milestones)
+    assert recipe.final.milestones == (retraining[2] if idle else ())
+
+
 @pytest.mark.parametrize("name", RESIDUAL)
 def test_residual_networks_come_close_to_the_counts_of_the_code(name):
     """Its numbers of filters for each cycle are not those of one share; see the recipes."""
