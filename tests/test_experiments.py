@@ -116,7 +116,7 @@ def test_resnet50_goes_from_given_weights_through_a_folder_of_photographs(tmp_pa
     splits = data.image_folder(tmp_path, size=32)
     torch.manual_seed(1)
     save_file(MODELS["resnet50"](num_classes=2).state_dict(), tmp_path / "trained.safetensors")
-    recipe = of_one_cycle("resnet50-imagefolder", weights=str(tmp_path / "trained.safetensors"))
+    recipe = of_one_cycle("resnet50-imagefolder", weights=str(tmp_path / "trained.safetensors"), margin=4)
     untrained = dataclasses.replace(recipe, baseline=Stage(epochs=0, learning_rate=0.1))
     report = experiment.run(untrained, splits, seed=0, device="cpu", output=tmp_path / "run", command="hrel run")
     check(report, untrained, splits, tmp_path / "run")

@@ -136,7 +136,7 @@ def test_vgg16_passes_the_counts_of_the_code():
 @pytest.mark.parametrize(
     ("name", "baseline", "retraining", "weight_decay", "others"),
     (  # epochs, learning rate, epochs after which it is divided by 10, of HRel's published code
-        ("lenet5-mnist", (40, 0.1, (20, 30)), (40, 0.1, (10, 20)), 5e-4, {"where": "conv", "augment": False}),
+        ("lenet5-mnist", (40, 0.1, (20, 30)), (40, 0.1, (10, 20)), 5e-4, {"margin": 0, "mirror": False}),
         ("vgg16-cifar10", (300, 0.1, (80, 140, 230)), (90, 0.01, (40, 70)), 5e-4, {"where": "relu"}),
         ("resnet56-cifar10", (182, 0.1, (91, 136)), (100, 0.01, (20, 70)), 2e-4, {"nesterov": True}),
         ("resnet56-cifar10-stream", (182, 0.1, (91, 136)), (100, 0.01, (20, 70)), 2e-4, {"nesterov": True}),
@@ -147,13 +147,26 @@ def test_vgg16_passes_the_counts_of_the_code():
             (3, 1e-4, ()),
             (33, 1e-3, (10, 25)),
             2e-4,
-            {"batch_size": 80, "label_smoothing": 0.1, "weights": "IMAGENET1K_V1", "scored_batches": 3847},
+            {
+                "margin": 28,
+                "batch_size": 80,
+                "label_smoothing": 0.1,
+                "weights": "IMAGENET1K_V1",
+                "scored_batches": 3847,
+            },
         ),
     ),
 )
 def test_a_paper_schedule_trains_as_the_code_does(name, baseline, retraining, weight_decay, others):
     recipe = EXPERIMENTS[name]["paper"]
-    of_the_code = {"where": "conv", "augment": True, "nesterov": False, "batch_size": 100, "label_smoothing": 0.0}
+    of_the_code = {
+        "where": "conv",
+        "margin": 4,
+        "mirror": True,
+        "nesterov": False,
+        "batch_size": 100,
+        "label_smoothing": 0.0,
+    }
     of_the_code |= {"weights": None, "scored_batches": None, "momentum": 0.9, "sigma": "layer", "alpha": 1.0}
     of_the_code |= {"criterion": "hrel", "precision": "no", "distillation": 0.0, "weight_decay": weight_decay} | others
     assert {field: getattr(recipe, field) for field in of_the_code} == of_the_code
