@@ -85,7 +85,7 @@ class TableFormat:
             raise ValueError(f"{path} must have {self.key!r} in its metadata, got {sorted(metadata)}")
         try:
             return make(self._header(json.loads(metadata[self.key])), tensors)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} must hold {self.what}: {error}") from error
 
     def _header(self, content: object) -> Any:
