@@ -450,8 +450,8 @@ def test_maps_that_are_scored_as_they_are_need_no_memory(batches, monkeypatch, k
             35839,
             None,
             ValueError,
-            "batch 0, layer 'out': max_bytes must be at least 35840 to search one width for the layer, which takes a copy "
-            'of all 7 filters at once (give sigma, or take "filter"), got 35839',
+            "batch 0, layer 'out': max_bytes must be at least 35840 to search one width for the layer, which takes a "
+            'copy of all 7 filters at once (give sigma, or take "filter"), got 35839',
         ),
         (
             5119,

@@ -94,7 +94,7 @@ def told(call):
 
 
 def close(got, expected, tolerance):
-    got, expected = torch.as_tensor(got).double(), torch.as_tensor(expected).double()
+    got, expected = (torch.as_tensor(value, dtype=torch.float64) for value in (got, expected))
     assert got.shape == expected.shape and got.isfinite().all(), got
     assert not got.numel() or (got - expected).abs().max() <= tolerance, (got, expected, tolerance)
 
