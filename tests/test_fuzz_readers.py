@@ -5,6 +5,8 @@ HREL_FUZZ=SECONDS draws anew for about so many seconds for each reader; by defau
 # SPDX-License-Identifier: MIT
 
 import ast
+import copy
+import hashlib
 import json
 import os
 import pickle
@@ -108,7 +110,8 @@ def put(value, path, new):
 def mutate_json(draw, text):
     value = json.loads(text)
     for _ in range(draw(st.integers(1, 2))):
-        value = put(value, draw(st.sampled_from(list(places(value)))), draw(st.sampled_from(JSON_VALUES)))
+        new = copy.deepcopy(draw(st.sampled_from(JSON_VALUES)))  # or it would be changed itself the next time
+        value = put(value, draw(st.sampled_from(list(places(value)))), new)
     return json.dumps(value).encode()
 
 
@@ -150,15 +153,20 @@ def mutate(draw, content, is_json):
 def test_a_mutated_file_is_read_or_refused(name, whole, tmp_path):
     changed, read, reader = READERS[name]
     original = (whole / changed).read_bytes()
-    copy = tmp_path / "copy"
-    shutil.copytree(whole, copy)
+    damaged = tmp_path / "copy"
+    shutil.copytree(whole, damaged)
 
     @PROFILE
     @given(st.data())
     def attempt(data):
-        (copy / changed).write_bytes(mutate(data.draw, original, changed.endswith(".json")))
+        content = mutate(data.draw, original, changed.endswith(".json"))
+        (damaged / changed).write_bytes(content)
+        if name == "weights" and data.draw(st.booleans()):  # let them pass the hash
+            plan = json.loads((whole / "pruned/plan.json").read_text())
+            plan["weights"]["sha256"] = hashlib.sha256(content).hexdigest()
+            (damaged / "pruned/plan.json").write_text(json.dumps(plan))
         try:
-            reader(copy / read)
+            reader(damaged / read)
         except (ValueError, FileNotFoundError) as error:  # of a plan that names another file
             assert str(error)
 
@@ -183,18 +191,18 @@ class Executed:
 @pytest.mark.parametrize("name", READERS)
 def test_a_pickle_is_never_loaded(name, whole, tmp_path):
     changed, read, reader = READERS[name]
-    copy = tmp_path / "copy"
-    shutil.copytree(whole, copy)
+    damaged = tmp_path / "copy"
+    shutil.copytree(whole, damaged)
     made = tmp_path / "executed"
-    (copy / changed).write_bytes(pickle.dumps(Executed(made)))
+    (damaged / changed).write_bytes(pickle.dumps(Executed(made)))
     if name == "manifest":
-        assert reader(copy / read).name == "000001"
+        assert reader(damaged / read).name == "000001"
     else:
         with pytest.raises(ValueError, match="must"):
-            reader(copy / read)
+            reader(damaged / read)
     if read != "pruned":
-        torch.save(Executed(made), copy / "pruned/model.pt")  # what is beside the weights is not looked at
-        load_pruned(copy / "pruned", network)
+        torch.save(Executed(made), damaged / "pruned/model.pt")  # what is beside the weights is not looked at
+        load_pruned(damaged / "pruned", network)
     assert not made.exists()
 
 
@@ -212,35 +220,40 @@ def test_a_pruned_network_lies_in_its_folder(kind, place, whole, tmp_path):
         load_pruned(tmp_path / "pruned", network)
 
 
-@pytest.mark.parametrize("name", ("scores", "plane", "plan", "weights"))
-def test_a_claim_of_2_to_the_40_elements_is_refused_with_little_memory(name, whole, tmp_path):
+def test_claims_of_2_to_the_40_elements_are_refused_with_little_memory(whole, tmp_path):
     """In a process that may have 1 GiB more than it has: what took memory for the claim would end in a MemoryError."""
-    shutil.copytree(whole, tmp_path / "copy")
-    changed = tmp_path / "copy" / READERS[name][0]
-    content = changed.read_bytes()
-    if name == "plan":
-        plan = json.loads(content)
-        plan["input_shape"] = [1, 1 << 20, 1 << 20]
-        changed.write_text(json.dumps(plan))
-    else:
+    names = ("scores", "plane", "plan", "weights")
+    for name in names:
+        shutil.copytree(whole, tmp_path / name)
+        changed = tmp_path / name / READERS[name][0]
+        content = changed.read_bytes()
+        if name == "plan":
+            changed.write_text(json.dumps({**json.loads(content), "input_shape": [1, 1 << 20, 1 << 20]}))
+            continue
         (size,) = struct.unpack("<Q", content[:8])
         header = json.loads(content[8 : 8 + size])
         tensor = next(entry for key, entry in header.items() if key != "__metadata__")
         tensor["shape"], tensor["data_offsets"] = [1 << 40], [0, 4 << 40]
         text = json.dumps(header).encode()
         changed.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
-    done = subprocess.run([sys.executable, __file__, name, str(tmp_path / "copy")], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "refused\n", done.stderr
+        if name == "weights":  # whose hash would be wrong otherwise
+            plan = json.loads((tmp_path / name / "pruned/plan.json").read_text())
+            plan["weights"]["sha256"] = hashlib.sha256(changed.read_bytes()).hexdigest()
+            (tmp_path / name / "pruned/plan.json").write_text(json.dumps(plan))
+    command = [sys.executable, __file__, str(tmp_path), *names]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.split() == [f"refused-{name}" for name in names], done.stderr
 
 
-def read_with_little_memory(name, folder):
+def read_with_little_memory(folder, names):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
-    _, read, reader = READERS[name]
-    try:
-        reader(folder / read)
-    except ValueError:
-        print("refused")
+    for name in names:
+        _, read, reader = READERS[name]
+        try:
+            reader(folder / name / read)
+        except ValueError:
+            print(f"refused-{name}")
 
 
 def test_json_too_deep_to_parse_is_refused(whole, tmp_path):
@@ -274,4 +287,4 @@ def test_no_source_file_loads_a_pickle():
 
 
 if __name__ == "__main__":
-    read_with_little_memory(sys.argv[1], Path(sys.argv[2]))
+    read_with_little_memory(Path(sys.argv[1]), sys.argv[2:])
