@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 
 import math
+import os
 from numbers import Real
 from typing import NamedTuple
 
@@ -56,6 +57,23 @@ def positive(name: str, value: object) -> float:
     if not (0 < float(value) < math.inf):
         raise ValueError(f"{name} must be > 0 and finite, got {value}")
     return float(value)
+
+
+def check_memory(what: str, num_bytes: int, device: torch.device) -> None:
+    """Raise MemoryError where ``what`` needs more bytes than the device has, used or not, before any is allocated.
+
+    Where memory is overcommitted, as by Linux, too much of it would be granted, and its first use end the process.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+    elif hasattr(os, "sysconf"):
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        return
+    if num_bytes > total:
+        raise MemoryError(
+            f"{what} need at least {num_bytes} bytes, more than the {total} of {device}: take fewer samples"
+        )
 
 
 def sort_by_class(labels: Tensor) -> Classes:
@@ -130,6 +148,7 @@ def prepare(
     across = math.exp(-2 / label_sigma**2) if label_sigma > 0.01 else 0.0
     if across <= NEGLIGIBLE_LABEL_KERNEL:
         return Batch(maps, classes, None, 0.0)
+    check_memory(f"acts of N = {len(maps)} samples", len(maps) ** 2 * result_dtype(acts).itemsize, maps.device)
     same = same_class(classes.labels)  # (N, N)
     return Batch(maps, classes, torch.full_like(same, across, dtype=result_dtype(acts)).masked_fill_(same, 1), across)
 

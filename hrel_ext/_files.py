@@ -41,7 +41,7 @@ class TableFormat:
     schema_version: int
     header: type
 
-    def save(self, path: str | os.PathLike, header: Any, tensors: Mapping[str, Tensor]) -> None:
+    def save(self, path: str | os.PathLike[str], header: Any, tensors: Mapping[str, Tensor]) -> None:
         """Write one file, which appears whole or not at all; a file that is there is replaced.
 
         Raises:
@@ -55,7 +55,7 @@ class TableFormat:
         content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={self.key: text})
         write_atomically(Path(path), lambda unfinished: unfinished.write_bytes(content))
 
-    def load(self, path: str | os.PathLike, make: Callable[[Any, dict[str, Tensor]], _Made]) -> _Made:
+    def load(self, path: str | os.PathLike[str], make: Callable[[Any, dict[str, Tensor]], _Made]) -> _Made:
         """Read a file that `save` wrote.
 
         Args:
@@ -85,7 +85,7 @@ class TableFormat:
             raise ValueError(f"{path} must have {self.key!r} in its metadata, got {sorted(metadata)}")
         try:
             return make(self._header(json.loads(metadata[self.key])), tensors)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} must hold {self.what}: {error}") from error
 
     def _header(self, content: object) -> Any:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from hrel_ext import _rational, reference
-from hrel_ext._batch import result_dtype
+from hrel_ext._batch import check_memory, result_dtype
 
 try:
     from hrel_ext import _C
@@ -171,6 +171,8 @@ def _check(acts: Tensor, order: Tensor, class_offsets: Tensor, label_gram: Tenso
                 f"{name} must be {shape} of {dtype} on {acts.device}, got {tuple(tensor.shape)} of {tensor.dtype} "
                 f"on {tensor.device}"
             )
+    # Half a matrix in float32 is the least of the native kernels, which know the rest; plain PyTorch takes float64.
+    check_memory(f"acts of N = {num_samples} samples", num_samples**2 * (2 if on_cpu else 8), acts.device)
 
 
 def _operands(acts: Tensor, order: Tensor, class_offsets: Tensor, label_gram: Tensor | None) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def collect(
             if not _ranks.is_own(count - 1):
                 continue
             classes = sort_by_class(labels.to(device))  # once for all layers
-            score = partial(scorer.score, classes=classes, permutations=shuffles)
+            score = partial(scorer.score, classes=classes, permutations=shuffles, number=count - 1)
             for name, terms in score_forward_pass(model, inputs.to(device), targets, where, score).items():
                 table[name].append(name, count - 1, terms)
     names = {module: name for name, module in model.named_modules()}
@@ -188,11 +188,12 @@ def full_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
 
     Raises:
         ValueError: none at all, one of another size before the last, or other labels than on another rank.
+        RuntimeError: ``batches`` raised, for which mini-batch and what.
     """
     size = 0  # N of the first mini-batch
     leftover = 0  # N of a mini-batch of another size, allowed only at the end
     checksum = _ranks.Checksum()
-    for inputs, labels in batches:
+    for inputs, labels in _numbered_errors(batches):
         checksum.add(labels)
         if leftover:
             raise ValueError(
@@ -206,6 +207,20 @@ def full_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
     checksum.check()
     if not size:
         raise ValueError("batches must hold at least one mini-batch, got none")
+
+
+def _numbered_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The mini-batches; what their loader raises tells which of them it was."""
+    iterator, number = iter(batches), 0
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise RuntimeError(f"batches failed to give batch {number}: {type(error).__name__}: {error}") from error
+        yield batch
+        number += 1
 
 
 @contextmanager
@@ -300,7 +315,7 @@ class _Scorer:
         if self.max_bytes < 1:
             raise ValueError(f"max_bytes must be >= 1, got {self.max_bytes}")
 
-    def score(self, name: str, maps: object, *, classes: Classes, permutations: Tensor | None) -> _Terms:
+    def score(self, name: str, maps: object, *, classes: Classes, permutations: Tensor | None, number: int) -> _Terms:
         if not isinstance(maps, Tensor) or maps.dim() < 2:
             got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
             raise ValueError(f"the output of layer {name!r} must be a tensor of shape (N, F, ...), got {got}")
@@ -315,7 +330,7 @@ class _Scorer:
                     parts.append(self._score_group(maps[:, group], some, classes, permutations))
             except ValueError as error:  # what scores a batch does not know which layer it is of, nor which group
                 counted = f", counted from filter {group.start}" if group.start else ""
-                raise ValueError(f"layer {name!r}{counted}: {error}") from error
+                raise ValueError(f"batch {number}, layer {name!r}{counted}: {error}") from error
         per_filter = isinstance(self.sigma, Tensor) or self.sigma == "filter"
         widths = torch.cat([part.widths for part in parts])  # (F,)
         return _Terms(

@@ -4,6 +4,7 @@ K_ij = exp(-|x_i - x_j|^2 / (c sigma^2)), with c = 1 for "hrel" and c = 2 for "y
 """
 # SPDX-License-Identifier: MIT
 
+import math
 from collections.abc import Mapping
 from numbers import Real
 from types import MappingProxyType
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hrel_ext._batch import positive, result_dtype
+from hrel_ext._batch import check_memory, positive, result_dtype
 from hrel_ext.width import kernel_width
 
 _SIGMA_RULE = 'sigma must be a positive number, a tensor, "aligned", "mean" or "median"'
@@ -165,6 +166,7 @@ def _samples(x: Tensor) -> Tensor:
         raise TypeError(f"x must be floating point, got {x.dtype}")
     if x.dim() < 2 or 0 in x.shape[-2:]:
         raise ValueError(f"x must have shape (..., N, D) with N >= 1 and D >= 1, got {tuple(x.shape)}")
+    check_memory(f"x of shape {tuple(x.shape)}", math.prod(x.shape[:-1]) * x.shape[-2] * 8, x.device)  # float64
     finite = x.detach().isfinite()
     if not finite.all():
         where = tuple((~finite).nonzero()[0].tolist())

@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: MIT
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def label_entropy(class_sizes: NDArray, across: float, alpha: float) -> float:
+def label_entropy(class_sizes: NDArray[Any], across: float, alpha: float) -> float:
     """S(B) in bits, for B = L / N with L the label kernel: 1 within a class and ``across`` between two.
 
         S(B) = log2(sum_k lambda_k^alpha) / (1 - alpha),   -sum_k lambda_k log2 lambda_k for alpha = 1,

@@ -15,6 +15,7 @@ from hrel_ext._batch import (
     SIGMA_RULE,
     Batch,
     check_finite,
+    check_memory,
     check_widths,
     flatten_maps,
     positive,
@@ -197,6 +198,7 @@ def _differentiable_terms(
 ) -> RelevanceTerms:
     """The terms of ``acts``, from which ``batch`` was prepared, with gradients to them and to a tensor ``sigma``."""
     alpha = positive("alpha", alpha)
+    check_memory(f"acts of N = {len(acts)} samples", 8 * len(acts) ** 2, acts.device)  # one Gram matrix in float64
     maps, found = flatten_maps(acts).transpose(0, 1), filter_widths(sigma, batch)  # (F, N, D), (F,)
     nan_if_not_finite = (batch.acts * 0).sum((0, 2), dtype=found.dtype)  # (F,)
     marks, given, class_offsets = read(batch, nan_if_not_finite, found, batch.classes.class_offsets)

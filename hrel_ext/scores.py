@@ -386,7 +386,7 @@ class Scores(Mapping[str, LayerScores]):
         """
         return self.header.weights == weight_hash(model)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table to one file, which appears whole or not at all.
 
         Args:
@@ -404,7 +404,7 @@ class Scores(Mapping[str, LayerScores]):
         _FILE.save(path, self.header, tensors)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Scores":
+    def load(cls, path: str | os.PathLike[str]) -> "Scores":
         """Read a table that `save` wrote.
 
         Args:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrel_ext import _ops
-from hrel_ext._batch import RESOLUTION_BITS, check_finite, check_widths, positive, prepare, read
+from hrel_ext._batch import RESOLUTION_BITS, check_finite, check_memory, check_widths, positive, prepare, read
 from hrel_ext.label_entropy import label_entropy
 from hrel_ext.relevance import filter_widths
 
@@ -318,6 +318,8 @@ def _exponents(acts: Tensor, order: Tensor, filters: Tensor, sigma: Tensor) -> T
     lowest = round(math.log2(limits.tiny))
     scale = torch.exp2(-torch.frexp(sigma).exponent.clamp(lowest, -lowest).to(sigma))  # (n,)
     num_samples, _, num_features = acts.shape
+    num_bytes = len(filters) * num_samples**2 * sigma.element_size()
+    check_memory(f"acts of N = {num_samples} samples and {len(filters)} filters", num_bytes, acts.device)
     exponents = sigma.new_empty(len(filters), num_samples, num_samples)
     step = max(1, _ops.MAX_CHUNK_BYTES // (num_samples * max(num_samples, num_features) * sigma.element_size()))
     for first in range(0, len(filters), step):

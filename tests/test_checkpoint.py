@@ -88,7 +88,8 @@ def test_weights_of_another_dtype_stay_what_they_are(tmp_path):
         (lambda p: p.update(input_shape=[3, 8, "8"]), "must be a list of integers above 0, got [3, 8, '8']"),
         (lambda p: p.update(input_shape=[]), "must be a list of integers above 0, got []"),
         (lambda p: p.update(input_shape=[5, 8, 8]), "{plan} must fit the network, got model must be a network that"),
-        (lambda p: p.update(input_shape=[1 << 60]), "{plan} must fit the network, got "),
+        (lambda p: p.update(input_shape=[1 << 60]), "input_shape of {plan} must be of at most 16777216 values, got ["),
+        (lambda p: p.update(num_classes=1 << 60), "num_classes of {plan} must have weights in the "),
         (lambda p: p.update(layers=[]), "layers of {plan} must be an object, got []"),
         (lambda p: p["layers"].update({"0": 4}), "0 of {plan} must be an object, got 4"),
         (

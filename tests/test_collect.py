@@ -58,7 +58,7 @@ def test_labels_are_sorted_once_for_all_layers(model, batches, monkeypatch):
     (
         (torch.arange(20).float(), TypeError, "labels must have an integer dtype, got torch.float32"),
         (torch.zeros(20, 2, dtype=torch.int64), ValueError, "labels must have shape (N,), got (20, 2)"),
-        (torch.arange(20) - 7, ValueError, "layer '0': labels must be class ids >= 0, got -7"),
+        (torch.arange(20) - 7, ValueError, "batch 0, layer '0': labels must be class ids >= 0, got -7"),
     ),
 )
 def test_wrong_labels_are_named(model, batches, labels, error, message):
@@ -450,23 +450,29 @@ def test_maps_that_are_scored_as_they_are_need_no_memory(batches, monkeypatch, k
             35839,
             None,
             ValueError,
-            "layer 'out': max_bytes must be at least 35840 to search one width for the layer, which takes a copy "
-            'of all 7 filters at once (give sigma, or take "filter"), got 35839',
+            "batch 0, layer 'out': max_bytes must be at least 35840 to search one width for the layer, which takes a "
+            'copy of all 7 filters at once (give sigma, or take "filter"), got 35839',
         ),
-        (5119, 2.0, ValueError, "layer 'out': max_bytes must be at least 5120, the copy of one filter, got 5119"),
+        (
+            5119,
+            2.0,
+            ValueError,
+            "batch 0, layer 'out': max_bytes must be at least 5120, the copy of one filter, got 5119",
+        ),
         (0, 2.0, ValueError, "max_bytes must be >= 1, got 0"),
         (1e9, 2.0, TypeError, "max_bytes must be an int or None, got float"),
         (
             10240,
             torch.ones(2),
             ValueError,
-            "layer 'out': sigma must have shape (F,) = (7,) or (), got (2,)",
+            "batch 0, layer 'out': sigma must have shape (F,) = (7,) or (), got (2,)",
         ),
         (
             10240,
             torch.tensor([1, 1, 1, -1.0, 1, 1, 1]),
             ValueError,
-            "layer 'out', counted from filter 2: sigma must be > 0 and finite for every filter, got -1.0 for filter 1",
+            "batch 0, layer 'out', counted from filter 2: sigma must be > 0 and finite for every filter, got -1.0 "
+            "for filter 1",
         ),
     ),
 )
@@ -532,7 +538,7 @@ def test_the_null_is_drawn_within_each_batch_by_one_generator(model, batches):
         (
             {"sigma": "narrow"},
             ValueError,
-            "layer '0': sigma must be a positive number, a tensor of shape (F,) or (), None,",
+            "batch 0, layer '0': sigma must be a positive number, a tensor of shape (F,) or (), None,",
         ),
     ),
 )

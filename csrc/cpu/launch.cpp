@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -26,8 +27,29 @@ struct AlignedDelete {
 };
 using AlignedBytes = std::unique_ptr<std::byte[], AlignedDelete>;
 
-AlignedBytes allocate(Index bytes) {
-  return AlignedBytes(new (std::align_val_t{kScratchAlignment}) std::byte[static_cast<std::size_t>(bytes)]);
+// What the bindings turn into Python's MemoryError, with its message.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  OutOfMemory(Index bytes_each, Index count) {
+    std::snprintf(message_, sizeof message_,
+                  "matrices of N x N need %.0f bytes in all, %lld for each of %lld threads or slices, more than there "
+                  "are: take fewer samples N, or fewer threads",
+                  static_cast<double>(bytes_each) * static_cast<double>(count), static_cast<long long>(bytes_each),
+                  static_cast<long long>(count));
+  }
+  char const* what() const noexcept override { return message_; }
+
+ private:
+  char message_[224];
+};
+
+// Before anything is allocated: where memory is overcommitted, too large a piece is granted, and its first use kills.
+void check_fits(Index bytes_each, Index count) {
+#if defined(__linux__)
+  static double const physical =
+      static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+  if (static_cast<double>(bytes_each) * static_cast<double>(count) > physical) throw OutOfMemory(bytes_each, count);
+#endif
 }
 
 #if defined(__linux__)
@@ -57,13 +79,17 @@ void on_threads(Index count, Work& work) {
 template <class Problem>
 void run_tasks(Kernel<Problem> const& kernel, Problem const& problem, NumThreads threads) {
   Index const num_tasks = kernel.num_tasks(problem, threads.value);
-  Index const bytes = kernel.scratch_bytes(problem);
+  Index const bytes = kernel.scratch_bytes(problem), count = std::min<Index>(threads.value, num_tasks);
+  check_fits(bytes, count);
   std::atomic<Index> next{0};
   std::exception_ptr failure;
   std::mutex failure_mutex;
   auto work = [&] {
     try {
-      AlignedBytes const scratch = allocate(bytes);
+      void* const memory =
+          ::operator new[](static_cast<std::size_t>(bytes), std::align_val_t{kScratchAlignment}, std::nothrow);
+      if (memory == nullptr) throw OutOfMemory(bytes, count);
+      AlignedBytes const scratch(static_cast<std::byte*>(memory));
       for (Index task = next++; task < num_tasks; task = next++) kernel.run(problem, task, num_tasks, scratch.get());
     } catch (...) {
       std::lock_guard const lock(failure_mutex);
@@ -71,7 +97,7 @@ void run_tasks(Kernel<Problem> const& kernel, Problem const& problem, NumThreads
       next = num_tasks;  // the others need not go on
     }
   };
-  on_threads(std::min<Index>(threads.value, num_tasks), work);
+  on_threads(count, work);
   if (failure) std::rethrow_exception(failure);
 }
 
@@ -87,6 +113,7 @@ Index num_slices(ActivationView<Scalar> const& acts) {
 template <class Scalar>
 void layer_alignment(AlignmentProblem<Scalar> const& problem, LevelKernels<Scalar> const& kernels, NumThreads threads) {
   Index const n = problem.acts.num_samples, elements = triangle_elements(n);
+  check_fits(elements * static_cast<Index>(sizeof(Scalar)), num_slices(problem.acts));
   std::vector<Scalar> slices(static_cast<std::size_t>(num_slices(problem.acts) * elements));
   LayerAlignment<Scalar> const layer{problem, num_slices(problem.acts), slices.data(), slices.data()};
   run_tasks(kernels.layer_distances, layer, threads);

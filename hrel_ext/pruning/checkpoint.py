@@ -3,9 +3,11 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import reprlib
+import stat
 import textwrap
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -24,6 +26,7 @@ from hrel_ext.pruning.pruner import PruningResult
 from hrel_ext.zoo.models import MODELS
 
 SCHEMA_VERSION = 2
+MAX_INPUT_VALUES = 1 << 24  # of one sample, which a forward pass is made of; an image of 2048 x 2048 has 3/4 of them
 PLAN, WEIGHTS, STATE_DICT = "plan.json", "model.safetensors", "model.pt"
 
 
@@ -102,9 +105,14 @@ def load_pruned(path: str | os.PathLike, model_fn: Callable[[], nn.Module] | Non
     """
     folder = Path(path)
     plan = read_plan(folder)
-    model = unpruned_model(plan, model_fn)
     weights_file = folder / plan["weights"]["file"]
-    weights = weights_file.read_bytes()
+    weights = _bytes_of(weights_file)
+    if (plan.get("num_classes") or 0) > len(weights):  # before a layer of them is made
+        raise ValueError(
+            f"num_classes of {folder / PLAN} must have weights in the {len(weights)} bytes of {weights_file}, "
+            f"got {plan['num_classes']}"
+        )
+    model = unpruned_model(plan, model_fn)
     if (digest := hashlib.sha256(weights).hexdigest()) != plan["weights"]["sha256"]:
         raise ValueError(f"sha256 of {weights_file} must be the {plan['weights']['sha256']} of its plan, got {digest}")
     try:
@@ -143,7 +151,7 @@ def read_plan(folder: str | os.PathLike) -> dict[str, Any]:
     """
     file = Path(folder) / PLAN
     try:
-        plan = json.loads(file.read_bytes())
+        plan = json.loads(_bytes_of(file))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} must hold JSON, got {error}") from error
     _check_entry(file, {"plan": plan}, "plan", dict, "an object")
@@ -153,6 +161,8 @@ def read_plan(folder: str | os.PathLike) -> dict[str, Any]:
     if plan.get("num_classes") is not None:
         _check_entry(file, plan, "num_classes", int, "an integer above 0 or null", lambda number: number > 0)
     _check_entry(file, plan, "input_shape", list, "a list of integers above 0", _positive)
+    rule = f"of at most {MAX_INPUT_VALUES} values"
+    _check_entry(file, plan, "input_shape", list, rule, lambda shape: math.prod(shape) <= MAX_INPUT_VALUES)
     _check_entry(file, plan, "layers", dict, "an object")
     for name, layer in plan["layers"].items():
         _check_entry(file, plan["layers"], name, dict, "an object")
@@ -203,6 +213,13 @@ def _check_entry(
         raise ValueError(f"{key} of {where} must be {rule}, got none")
     if type(holder[key]) is not kind or not holds(holder[key]):
         raise ValueError(f"{key} of {where} must be {rule}, got {reprlib.repr(holder[key])}")
+
+
+def _bytes_of(file: Path) -> bytes:
+    """The content of a file that lies in its folder itself: a link may lead out of it, and to open a pipe may hang."""
+    if not stat.S_ISREG(file.lstat().st_mode):
+        raise ValueError(f"{file} must be a file, no link, folder or device")
+    return file.read_bytes()
 
 
 def _positive(numbers: list) -> bool:

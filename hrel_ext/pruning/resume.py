@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -82,7 +83,7 @@ class Checkpoints:
             folder = self._folder / f"{number:06d}"
             try:
                 settings = _verified(folder)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 before = "the one before it is used" if number != numbers[0] else "there is none before it"
                 warnings.warn(f"checkpoint {folder} is damaged, {before}: {error}", DamagedCheckpointWarning, 4)
                 continue
@@ -108,7 +109,8 @@ def _verified(folder: Path) -> Mapping[str, object]:
     if not all(isinstance(manifest.get(key), dict) for key in ("files", "settings")):
         raise ValueError(f"{_MANIFEST} must hold settings and files")
     for name, digest in manifest["files"].items():
-        if Path(name).name != name:
+        # Not what lies elsewhere, nor what to open may wait for ever.
+        if Path(name).name != name or not stat.S_ISREG((folder / name).lstat().st_mode):
             raise ValueError(f"{_MANIFEST} must name plain files, got {name!r}")
         if _digest(folder / name) != digest:
             raise ValueError(f"sha256 of {name} is not that of {_MANIFEST}")
