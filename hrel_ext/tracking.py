@@ -1,6 +1,7 @@
 """Scalars of a run for TensorBoard, through Accelerate's tracker: loss, accuracies, filters and costs."""
 # SPDX-License-Identifier: MIT
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,16 @@ class TensorBoard:
 
     Raises:
         ImportError: TensorBoard is not installed.
+        ValueError: the run has several processes.
     """
 
     def __init__(self, output: Path, recipe: Recipe, observer: Observer) -> None:
         if not is_tensorboard_available():
             raise ImportError("the scalars need tensorboard: pip install 'hrel_ext[tensorboard]'")
+        if (
+            processes := int(os.environ.get("WORLD_SIZE", "1"))
+        ) > 1:  # Accelerate would make a process group of its own
+            raise ValueError(f"--tensorboard must be given to a run of one process, got WORLD_SIZE = {processes}")
         self._recipe, self._told = recipe, observer
         self._begun, self._cycles = 0, 0  # epochs before the stage, cycles that are done
         self._accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(output))

@@ -15,7 +15,9 @@ import torch
 
 from hrel_ext import cli, experiment
 from hrel_ext.pruning import load_pruned
+from hrel_ext.recipes import RECIPES
 from hrel_ext.report import PlaneHistory
+from hrel_ext.tracking import TensorBoard
 from hrel_ext.zoo.data import mnist
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +133,10 @@ def test_without_tensorboard_a_run_is_refused_before_it_trains(tmp_path, monkeyp
         cli.main()
     assert exit.value.code == 2 and not list(tmp_path.iterdir())
     assert capsys.readouterr().err == "hrel: the scalars need tensorboard: pip install 'hrel_ext[tensorboard]'\n"
+    monkeypatch.undo()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"^--tensorboard must be given to a run of one process, got WORLD_SIZE = 2$"):
+        TensorBoard(tmp_path, RECIPES["lenet5", "digits"], experiment.Observer())
 
 
 def test_without_the_extra_a_run_says_how_to_get_its_page(tmp_path, monkeypatch, capsys):
