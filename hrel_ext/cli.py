@@ -48,6 +48,16 @@ Limits = Annotated[list[str] | None, typer.Option("--limit", help="LAYER=FILTERS
 Plane = Annotated[
     int | None, typer.Option("--plane", min=1, help="Record the information plane, a point every so many steps.")
 ]
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write scalars for TensorBoard into the folder tensorboard of the output.")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="Weights to start from: FILE.safetensors, or torchvision's, such as IMAGENET1K_V1."),
+]
+Download = Annotated[
+    bool, typer.Option("--download-weights", help="Let torchvision download weights that are not in its cache.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of weights, splits and training.")]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 Output = Annotated[
@@ -89,6 +99,9 @@ def prune_command(
     precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
     distillation: Annotated[float | None, typer.Option(help="Weight of the unpruned network as a teacher.")] = None,
     plane_every: Plane = None,
+    tensorboard: Tensorboard = False,
+    weights: Weights = None,
+    download: Download = False,
     seed: Seed = 0,
     device: Device = "cpu",
     output: Output = None,
@@ -127,6 +140,7 @@ def prune_command(
         "precision": precision,
         "distillation": distillation,
         "plane_every": plane_every,
+        "weights": weights,
         "baseline": _stage(recipe.baseline, epochs),
         "cycle": _stage(recipe.cycle, cycle_epochs),
         "final": _stage(recipe.final, final_epochs),
@@ -142,10 +156,12 @@ def prune_command(
     if recipe.target is None and not recipe.limits:
         raise ValueError("--target or --limit must say what is to be left, got neither")
     name = (own or model).replace(":", ".")
-    _run(recipe, data_dir, seed, device, output or Path("runs") / f"{name}-{data}")
+    _run(recipe, data_dir, seed, device, output or Path("runs") / f"{name}-{data}", tensorboard, download)
 
 
-def _run(recipe: Recipe, data_dir: Path | None, seed: int, device: str, output: Path) -> None:
+def _run(
+    recipe: Recipe, data_dir: Path | None, seed: int, device: str, output: Path, tensorboard: bool, download: bool
+) -> None:
     """Run a recipe with its bars, and print the result."""
     from hrel_ext.experiment import CHECKPOINTS, Observer, run
 
@@ -157,7 +173,23 @@ def _run(recipe: Recipe, data_dir: Path | None, seed: int, device: str, output: 
         with Progress(*columns, console=console, transient=True) as bars:
             bar = _Bars(bars)
             observer = Observer(bar.on_stage, bar.on_epoch, bar.on_cycle, bar.scoring)
-            report = run(recipe, splits, seed=seed, device=device, output=output, command=_command(), observer=observer)
+            if tensorboard:
+                from hrel_ext.tracking import TensorBoard
+
+                board = TensorBoard(output, recipe, observer)
+                observer = board.observer
+            report = run(
+                recipe,
+                splits,
+                seed=seed,
+                device=device,
+                output=output,
+                command=_command(),
+                observer=observer,
+                download=download,
+            )
+            if tensorboard:
+                board.finish(report)
     except KeyboardInterrupt:
         Console(stderr=True).print(f"hrel: interrupted; the same command goes on from {output}/", soft_wrap=True)
         raise typer.Exit(130) from None
@@ -183,6 +215,9 @@ def run_command(
     limit: Limits = None,
     data_dir: DataDir = None,
     plane_every: Plane = None,
+    tensorboard: Tensorboard = False,
+    weights: Weights = None,
+    download: Download = False,
     seed: Seed = 0,
     device: Device = "cpu",
     output: Output = None,
@@ -192,8 +227,9 @@ def run_command(
     The same command on the same output goes on with a run that was interrupted.
     """
     recipe = _goal(_experiment(name, which), None, device, None, _pairs("--limit", limit or [], int), {})
-    recipe = dataclasses.replace(recipe, plane_every=plane_every or recipe.plane_every)
-    _run(recipe, data_dir, seed, device, output or Path("runs") / f"{name}-{which}-seed{seed}")
+    given = {"plane_every": plane_every or recipe.plane_every, "weights": weights or recipe.weights}
+    recipe = dataclasses.replace(recipe, **given)
+    _run(recipe, data_dir, seed, device, output or Path("runs") / f"{name}-{which}-seed{seed}", tensorboard, download)
 
 
 @app.command("recipes")
@@ -204,6 +240,7 @@ def recipes_command(
     from hrel_ext.pruning import schedule
 
     reports = [json.loads(path.read_text()) for path in sorted(results.rglob("*.json"))]
+    marked: list[str] = []
     table = Table(box=None, pad_edge=False)
     for column in ("name", "schedule", "filters left", "epochs", "cycles", "cost"):
         number = column in ("epochs", "cycles")
@@ -216,7 +253,11 @@ def recipes_command(
             epochs = recipe.baseline.epochs + cycles * recipe.cycle.epochs + recipe.final.epochs
             left = " ".join(map(str, dict.fromkeys(recipe.limits.values())))
             table.add_row(name, which, left, str(epochs), str(cycles), _cost(recipe, reports))
+            if recipe.weights is not None:
+                marked.append(f"{name} {which} starts from {recipe.weights}, see --weights")
     console.print(table)
+    for line in marked:
+        console.print(f"weights: {line}", highlight=False)
 
 
 @app.command("plan-cost")
@@ -402,7 +443,7 @@ def _cost(recipe: Recipe, reports: Iterable[object]) -> str:
     seconds: dict[str, list[float]] = {}  # device to those of its runs
     for report in reports:
         told = report.get("recipe") if isinstance(report, dict) else None
-        if not told or report.get("resumed"):  # the seconds of a run in parts are those of its last part
+        if not told:
             continue
         # The text decides nothing, and a tensor that is scored has a name by `where` and one by `scored`.
         if all(asked.get(key) == value for key, value in told.items() if key not in ("source", "scored")):

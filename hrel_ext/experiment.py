@@ -8,19 +8,20 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hrel_ext import _ranks
 from hrel_ext._ops import build_info
-from hrel_ext.collect import Batch
+from hrel_ext.collect import Batch, evaluation_mode, score_forward_pass
 from hrel_ext.pruning import (
     CRITERIA,
     Criterion,
@@ -42,16 +43,16 @@ from hrel_ext.pruning.checkpoint import write_json
 from hrel_ext.pruning.cycles import write_scores
 from hrel_ext.pruning.resume import Checkpoints
 from hrel_ext.recipes import Recipe, Stage
+from hrel_ext.relevance import relevance
+from hrel_ext.scores import LayerScores
 from hrel_ext.zoo.data import BLACK, Batches, CropAndFlip, Split, Splits
-from hrel_ext.zoo.models import MODELS, make_model
-
-if TYPE_CHECKING:
-    from hrel_ext.report import InformationPlane
+from hrel_ext.zoo.models import MODELS, load_weights, make_model
 
 CHECKPOINTS = "checkpoints"  # folder in the output of an unfinished run
 SCORES, PLANE = "scores.safetensors", "plane.safetensors"
 EVALUATION_BATCH = 500  # samples; only memory and speed depend on it
 LATENCY_BATCH = 100  # samples
+FIXED_WIDTH_BATCHES = 10  # mini-batches of the curve at a fixed width; a mean over thousands of samples is smooth
 TRIED = 8  # samples that are scored before any training, to see that the recipe can be run
 TRAINING = ("momentum", "nesterov", "weight_decay", "label_smoothing", "precision", "accumulate")
 RULES = ("target", "limits", "residual", "round_to", "min_channels", "max_ratio")
@@ -67,17 +68,193 @@ class Observer:
     progress: Callable[[Iterable[Batch]], Iterable[Batch]] = lambda batches: batches
 
 
-@dataclass
 class _Clock:
-    """Seconds by name, added up."""
+    """Seconds by name, added up over all parts of a run that was interrupted.
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    Args:
+        states: folder of the checkpoints, which keep the sums.
+        going_on: whether there was a part before.
+    """
+
+    def __init__(self, states: Path, going_on: bool) -> None:
+        self._store = Checkpoints(states / "clock", {})
+        folder = self._store.latest() if going_on else None
+        known = json.loads((folder / "clock.json").read_text()) if folder else {"parts": 0, "seconds": {}}
+        self.parts: int = known["parts"] + 1
+        self.seconds: dict[str, float] = known["seconds"]
+        self._running: dict[str, float] = {}  # name to the moment from which its seconds are not added up yet
+        self.save()
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self._running[name] = time.perf_counter()
+        try:
+            yield
+        except BaseException:
+            if _ranks.num_ranks() == 1:  # others may not come here, and would be waited for
+                with suppress(OSError):  # a full disk may be what ended it
+                    self.save()
+            raise
+        finally:
+            self._add_up()
+            del self._running[name]
+
+    def save(self) -> None:
+        """Keep the seconds until now: a run that is killed loses those since."""
+        self._add_up()
+        self._store.save(
+            lambda folder: write_json(folder / "clock.json", {"parts": self.parts, "seconds": self.seconds})
+        )
+
+    def _add_up(self) -> None:
+        now = time.perf_counter()
+        for name, since in self._running.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - since
+            self._running[name] = now
+
+
+class _WatchedCriterion(Criterion):
+    """A criterion, and the relevance of the same filters at the width that their layer had in the first cycle.
+
+    The width of a layer follows its maps from cycle to cycle, so that relevances of different cycles are measured by
+    different rulers; these are not. They decide nothing.
+
+    Attributes:
+        number: of the cycle that comes next.
+        maps: for a picture of the estimator, of the first mini-batch in the first cycle: "maps/LAYER/F" (N, H, W) of
+            the filters of the first layer with the largest and the smallest score, F their numbers; "maps/labels" (N,);
+            "maps/sigma" (), the width of the layer.
+
+    Args:
+        criterion: what ranks the filters.
+        batches: a few mini-batches, the same in every cycle.
+        alpha, where: as for the criterion.
+        states: folder of the checkpoints; a cycle whose filters are chosen is not scored again.
+    """
+
+    def __init__(self, criterion: Criterion, batches: Iterable[Batch], alpha: float, where: str, states: Path) -> None:
+        super().__init__()
+        self.name = criterion.name
+        self.number = 1
+        self._criterion, self._batches, self._alpha, self._where = criterion, batches, alpha, where
+        self._store = Checkpoints(states / "fixed-widths", {})
+        folder = self._store.latest()
+        known = json.loads((folder / "relevance.json").read_text()) if folder else {"widths": {}, "cycles": {}}
+        self.maps: dict[str, torch.Tensor] = load_file(folder / "maps.safetensors") if folder else {}
+        self._widths: dict[str, float] = known["widths"]
+        self._cycles: dict[str, dict[str, list[float]]] = known["cycles"]
+
+    def of_cycle(self, number: int) -> Mapping[str, list[float]]:
+        """Layer to the relevance of each filter that it had before a cycle, in bits."""
+        return self._cycles[str(number)]
+
+    def _measure(self, model, targets, unscored):
+        table = self._criterion._measure(model, targets, unscored)
+        self._widths |= {
+            name: scores.widths.mean().item() for name, scores in table.items() if name not in self._widths
+        }
+        device = next(model.parameters()).device
+        rows: dict[str, list[torch.Tensor]] = {name: [] for name in table}
+        with torch.no_grad(), evaluation_mode(model):
+            for inputs, labels in self._batches:
+                labels = labels.to(device)
+
+                def look(name: str, maps: torch.Tensor, labels: torch.Tensor = labels) -> torch.Tensor:
+                    if not self.maps:
+                        self.maps = self._example(name, maps, labels, table[name].mean)
+                    return relevance(maps, labels, sigma=self._widths[name], alpha=self._alpha)  # (F,)
+
+                seen = score_forward_pass(model, inputs.to(device), targets, self._where, look)
+                for name, row in seen.items():
+                    rows[name].append(row)
+        means = {name: torch.stack(of_layer).mean(dim=0).tolist() for name, of_layer in rows.items()}
+        self._cycles[str(self.number)] = means
+        known = {"widths": self._widths, "cycles": self._cycles}
+
+        def write(folder: Path) -> None:
+            write_json(folder / "relevance.json", known)
+            save_file(self.maps, folder / "maps.safetensors")
+
+        self._store.save(write)
+        return table
+
+    def _example(
+        self, name: str, maps: torch.Tensor, labels: torch.Tensor, scores: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        chosen = {f"maps/{name}/{f}": maps[:, f].float().cpu().contiguous() for f in (scores.argmax(), scores.argmin())}
+        return {**chosen, "maps/labels": labels.cpu(), "maps/sigma": torch.tensor(self._widths[name])}
+
+
+class _Recorder:
+    """The information plane of a run, if the recipe wants one.
+
+    Args:
+        recipe, model, seed: of the run.
+        file: with the points of a run that goes on; None, or a file that is not there, for none.
+    """
+
+    def __init__(self, recipe: Recipe, model: nn.Module, seed: int, file: Path | None) -> None:
+        self._model, self._plane = model, None
+        if recipe.plane_every is None:
+            return
+        from hrel_ext.report import InformationPlane
+
+        self._plane = InformationPlane(model, every=recipe.plane_every, alpha=recipe.alpha, seed=seed)
+        if file and file.exists():
+            self.load(file)
+
+    def begin(self, stage: str) -> None:
+        if self._plane and stage not in self._plane.stages:
+            self._plane.begin(stage)
+
+    def is_at(self, stage: str) -> bool:
+        """Whether no later stage has begun."""
+        return self._plane is not None and self._plane.stages[-1] == stage
+
+    def record(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
+        if self._plane:
+            self._plane.record(inputs, labels)
+
+    def save(self, file: Path) -> None:
+        """Write the points, if there are any."""
+        if self._plane and self._plane.num_points:
+            self._plane.save(file)
+
+    def load(self, file: Path) -> None:
+        self._plane = type(self._plane).resume(self._model, file)
+
+
+@dataclass
+class _RecordedBatches:
+    """Mini-batches of a stage, whose state is that of the recorder as well: a checkpoint has both of one moment."""
+
+    batches: Batches
+    recorder: _Recorder
+    stage: str
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+    def for_rank(self, rank: int, num_ranks: int) -> Batches:
+        return self.batches.for_rank(rank, num_ranks)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        state = self.batches.state_dict()
+        with TemporaryDirectory() as folder:
+            self.recorder.save(file := Path(folder) / PLANE)
+            if file.exists():
+                state["plane"] = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        self.batches.load_state_dict(state)
+        if "plane" in state and self.recorder.is_at(self.stage):
+            with TemporaryDirectory() as folder:
+                (file := Path(folder) / PLANE).write_bytes(state["plane"].numpy().tobytes())
+                self.recorder.load(file)
 
 
 def run(
@@ -89,6 +266,7 @@ def run(
     output: Path,
     command: str,
     observer: Observer | None = None,
+    download: bool = False,
 ) -> dict[str, object]:
     """Run a recipe and write model.safetensors, model.pt, plan.json, scores.safetensors and report.json to ``output``,
     and plane.safetensors if the recipe records the information plane.
@@ -106,6 +284,7 @@ def run(
         output: folder, made if it is not there.
         command: how to repeat the run; goes into the report.
         observer: told of stages, epochs and cycles.
+        download: whether weights that the recipe starts from may be downloaded.
 
     Returns:
         The content of report.json; times in seconds and ms, accuracies in [0, 1], relevances in bits.
@@ -114,22 +293,29 @@ def run(
         ValueError: a recipe that does not fit its network, data or device, before any training; an output with an
             unfinished run of other settings; HREL_RANK_TIMEOUT_S that is no number of seconds.
         OSError: the output cannot be written; what was written before is still there. ConnectionError: another process
-            was killed, or did not answer in time.
+            was killed, or did not answer in time. Weights that are not there.
     """
     check_device(device)
     with _ranks.joined(device):
         first = _ranks.rank() == 0
-        return _run(recipe, splits, seed, device, output, command, observer if observer and first else Observer())
+        told = observer if observer and first else Observer()
+        return _run(recipe, splits, seed, device, output, command, told, download)
 
 
 def _run(
-    recipe: Recipe, splits: Splits, seed: int, device: str, output: Path, command: str, observer: Observer
+    recipe: Recipe,
+    splits: Splits,
+    seed: int,
+    device: str,
+    output: Path,
+    command: str,
+    observer: Observer,
+    download: bool,
 ) -> dict[str, object]:
     """`run`, on each rank."""
-    clock = _Clock()
     torch.manual_seed(seed)
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    model = _network(recipe, splits).to(device, memory_format=memory_format)
+    model = _network(recipe, splits, download).to(device, memory_format=memory_format)
     splits = splits.to(device)
     example = splits.train.images[:1]
     states = output / CHECKPOINTS
@@ -144,9 +330,12 @@ def _run(
     if not going_on:
         _check(recipe, model, splits, rules, seed)
         begun.save(lambda folder: None)
+    clock = _Clock(states, bool(going_on))
     validation = Batches(splits.validation, EVALUATION_BATCH)
     first = _ranks.rank() == 0
-    plane = _plane(recipe, model, seed, output / PLANE if going_on else None) if first else None
+    recorder = _Recorder(
+        recipe if first else replace(recipe, plane_every=None), model, seed, output / PLANE if going_on else None
+    )
     augment = _augmentation(recipe)
 
     def train_stage(name: str, stage: Stage, number: int, teacher: nn.Module | None = None) -> Training | None:
@@ -155,18 +344,18 @@ def _run(
         observer.on_stage(name, stage.epochs)
         if not stage.epochs:
             return None
-        if plane and name not in plane.stages:
-            plane.begin(name)
+        recorder.begin(name)
 
         def on_epoch(epoch: Epoch) -> None:
-            if plane and plane.num_points:
-                plane.save(output / PLANE)
+            recorder.save(output / PLANE)
+            clock.save()
             observer.on_epoch(epoch)
 
         with clock.time("retrain" if name.startswith("cycle") else name):
+            batches = Batches(splits.train, recipe.batch_size, seed=seed + number, drop_last=True, augment=augment)
             return train(
                 model,
-                Batches(splits.train, recipe.batch_size, seed=seed + number, drop_last=True, augment=augment),
+                _RecordedBatches(batches, recorder, name),
                 validation,
                 **_settings(recipe, stage),
                 teacher=teacher,
@@ -174,7 +363,7 @@ def _run(
                 seed=seed,
                 device=device,
                 checkpoint=states / name.replace(" ", "-"),
-                on_step=plane and plane.record,
+                on_step=recorder.record,
                 on_epoch=on_epoch,
             )
 
@@ -184,6 +373,18 @@ def _run(
         teacher = copy.deepcopy(model) if recipe.distillation else None
         with clock.time("score and prune, retraining included"):
             batches = _scored(recipe, splits.train, seed)
+            criterion = _criterion(recipe, batches, seed, observer.progress)
+            watched = None
+            if recipe.criterion == "hrel" and recipe.sigma == "layer":
+                few = _few(recipe, splits.train)
+                criterion = watched = _WatchedCriterion(criterion, few, recipe.alpha, recipe.where, states)
+
+            def on_cycle(cycle: Cycle) -> None:
+                if watched:
+                    watched.number = cycle.number + 1
+                clock.save()
+                observer.on_cycle(cycle)
+
             result = prune(
                 model,
                 batches,
@@ -195,9 +396,9 @@ def _run(
                 evaluate=lambda pruned: evaluate(pruned, validation).accuracy,
                 max_drop=recipe.max_drop,
                 scored=recipe.scored,
-                criterion=_criterion(recipe, batches, seed, observer.progress),
+                criterion=criterion,
                 checkpoint=states / "cycles",
-                on_cycle=observer.on_cycle,
+                on_cycle=on_cycle,
             )
         retrained = train_stage("final", recipe.final, len(result.cycles) + 1, teacher)
         after = _measure(model, splits, retrained)
@@ -215,10 +416,10 @@ def _run(
         "before": before,
         "after": after,
         "test_accuracy_drop_points": 100 * (before["test_accuracy"] - after["test_accuracy"]),
-        "cycles": [_cycle_row(cycle) for cycle in result.cycles],
+        "cycles": [_cycle_row(cycle, watched) for cycle in result.cycles],
         "stopped": result.stopped,
         "seconds": clock.seconds,
-        "resumed": bool(going_on),
+        "resumed": clock.parts - 1,
     }
 
     def write() -> dict[str, object]:
@@ -235,7 +436,7 @@ def _run(
             test_accuracy=after["test_accuracy"],
             validation_accuracy=after["validation_accuracy"],
         )
-        write_scores(output / SCORES, result.cycles)
+        write_scores(output / SCORES, result.cycles, watched.maps if watched else {})
         write_json(output / "report.json", report)
         finished = output / f".{CHECKPOINTS}"
         shutil.rmtree(finished, ignore_errors=True)  # of an earlier run that was killed at the next but one line
@@ -269,21 +470,13 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _network(recipe: Recipe, splits: Splits) -> nn.Module:
-    """The network of a recipe, one of ours with as many outputs as the data has classes."""
+def _network(recipe: Recipe, splits: Splits, download: bool) -> nn.Module:
+    """The network of a recipe, one of ours with as many outputs as the data has classes, and its first weights."""
     options = {"num_classes": splits.num_classes} if recipe.model in MODELS else {}
-    return make_model(recipe.model, **options)
-
-
-def _plane(recipe: Recipe, model: nn.Module, seed: int, file: Path | None) -> "InformationPlane | None":
-    """The recorder of the information plane, if the recipe wants one; with the points of a run that goes on."""
-    if recipe.plane_every is None:
-        return None
-    from hrel_ext.report import InformationPlane
-
-    if file and file.exists():
-        return InformationPlane.resume(model, file)
-    return InformationPlane(model, every=recipe.plane_every, alpha=recipe.alpha, seed=seed)
+    network = make_model(recipe.model, **options)
+    if recipe.weights is not None:
+        load_weights(network, recipe.weights, recipe.model, download=download)
+    return network
 
 
 def _sizes(splits: Splits) -> dict[str, int]:
@@ -303,6 +496,12 @@ def _scored(recipe: Recipe, train: Split, seed: int) -> Batches:
         rows = order[: recipe.scored_batches * recipe.batch_size].to(train.labels.device)
         train = train.take(rows)
     return Batches(train, recipe.batch_size, seed=seed, drop_last=True)
+
+
+def _few(recipe: Recipe, train: Split) -> Batches:
+    """The first mini-batches of the training split, in its order."""
+    samples = min(FIXED_WIDTH_BATCHES, len(train) // recipe.batch_size) * recipe.batch_size
+    return Batches(train.take(torch.arange(samples, device=train.labels.device)), recipe.batch_size)
 
 
 def _settings(recipe: Recipe, stage: Stage) -> dict[str, object]:
@@ -375,8 +574,8 @@ def _measure(model: nn.Module, splits: Splits, training: Training | None) -> dic
     }
 
 
-def _cycle_row(cycle: Cycle) -> dict[str, object]:
-    return {
+def _cycle_row(cycle: Cycle, watched: _WatchedCriterion | None) -> dict[str, object]:
+    row = {
         "cycle": cycle.number,
         "filters": cycle.filters,
         "validation_accuracy": cycle.accuracy,
@@ -385,4 +584,11 @@ def _cycle_row(cycle: Cycle) -> dict[str, object]:
         "score_mean": {name: scores.mean.tolist() for name, scores in cycle.scores.items()},
         "score_std": {name: scores.std.tolist() for name, scores in cycle.scores.items()},
         "mini_batches": {name: len(scores.per_batch) for name, scores in cycle.scores.items()},
+        # Means over the mini-batches: one number a layer, or one a filter where each has its own width.
+        "widths": {
+            name: scores.widths.mean(dim=0).tolist()
+            for name, scores in cycle.scores.items()
+            if isinstance(scores, LayerScores)
+        },
     }
+    return row | {"relevance_at_first_width": watched.of_cycle(cycle.number)} if watched else row

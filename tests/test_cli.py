@@ -15,7 +15,9 @@ import torch
 
 from hrel_ext import cli, experiment
 from hrel_ext.pruning import load_pruned
+from hrel_ext.recipes import RECIPES
 from hrel_ext.report import PlaneHistory
+from hrel_ext.tracking import TensorBoard
 from hrel_ext.zoo.data import mnist
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +45,14 @@ def hrel(*arguments, cwd=None):
     return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
 
+def read_scalars(folder):
+    """Tag to step to value, of all files: a run that goes on adds one."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
 def test_a_run_that_is_interrupted_goes_on_and_writes_a_report_and_a_network_that_loads(tmp_path):
     options = [
         "--epochs",
@@ -56,7 +66,7 @@ def test_a_run_that_is_interrupted_goes_on_and_writes_a_report_and_a_network_tha
         "--limit",
         "conv2=30",
     ]
-    command = ["prune", "lenet5", *options, "--percent", "conv2=20", "--seed", "3", "--plane", "4"]
+    command = ["prune", "lenet5", *options, "--percent", "conv2=20", "--seed", "3", "--plane", "4", "--tensorboard"]
     process = start(*command, cwd=tmp_path)
     folder = tmp_path / "runs/lenet5-digits"
     while not (folder / "checkpoints/cycle-1").exists():
@@ -83,6 +93,15 @@ def test_a_run_that_is_interrupted_goes_on_and_writes_a_report_and_a_network_tha
     plane = PlaneHistory.load(folder / "plane.safetensors")
     stages = {name: part.stop - part.start for name, part in plane.stages.items()}
     assert stages == {"baseline": 6, "cycle 1": 3, "cycle 2": 3, "cycle 3": 3, "final": 6}  # 11 steps an epoch
+    scalars = read_scalars(folder / "tensorboard")
+    assert scalars["train/loss"].keys() == scalars["validation/accuracy"].keys() == set(range(1, 2 + 3 * 1 + 2 + 1))
+    assert scalars["filters/conv2"] == {1: 39, 2: 31, 3: 30} and scalars["filters/conv1"] == {1: 19, 2: 18, 3: 17}
+    assert scalars["cycle/macs"] == {cycle["cycle"]: cycle["macs"] for cycle in report["cycles"]}
+    accuracies = {cycle["cycle"]: cycle["validation_accuracy"] for cycle in report["cycles"]}
+    assert scalars["cycle/validation_accuracy"] == pytest.approx(accuracies)
+    assert scalars["validation/accuracy"][2 + 3] == pytest.approx(accuracies[3])  # after the only epoch of its cycle
+    tests = {2: report["before"]["test_accuracy"], 7: report["after"]["test_accuracy"]}
+    assert scalars["test/accuracy"] == pytest.approx(tests)
     page = (folder / "report.html").read_text()
     assert page.count("data:image/svg+xml") >= 10 and "Information plane of baseline" in page
     assert load_pruned(folder).conv2.weight.shape == (30, 17, 5, 5)
@@ -105,6 +124,19 @@ def test_a_network_of_ones_own_is_trained_and_pruned_to_a_budget(tmp_path):
     assert report["cycles"][-1]["macs"] == report["after"]["macs"] < report["cycles"][0]["macs"]
     assert report["recipe"]["criterion"] == "taylor" and report["stopped"] == "the budget is met"
     assert report["before"]["validation_accuracy"] > 0.3  # two epochs; chance is 0.1
+
+
+def test_without_tensorboard_a_run_is_refused_before_it_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hrel_ext.tracking.is_tensorboard_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["hrel", "prune", "lenet5", "--tensorboard", "--output", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 2 and not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == "hrel: the scalars need tensorboard: pip install 'hrel_ext[tensorboard]'\n"
+    monkeypatch.undo()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"^--tensorboard must be given to a run of one process, got WORLD_SIZE = 2$"):
+        TensorBoard(tmp_path, RECIPES["lenet5", "digits"], experiment.Observer())
 
 
 def test_without_the_extra_a_run_says_how_to_get_its_page(tmp_path, monkeypatch, capsys):

@@ -47,3 +47,21 @@ def test_information_plane_draws_its_pictures_and_shows_a_degenerate_width(tmp_p
         ("relevance_heatmap", "relevance I(A; Y), bits"),
     ):
         assert label in (tmp_path / f"{name}.svg").read_text()
+
+
+def test_prune_your_model_prunes_saves_and_exports_a_network_and_draws_a_plot(tmp_path):
+    command = [sys.executable, ROOT / "examples/prune_your_model.py", "--quick", "--output", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = {
+        line.split("  ")[0]: line.split()[-2:] for line in done.stdout.splitlines() if line and "outputs" not in line
+    }
+    before, after = (int(number.replace(",", "")) for number in rows["MACs"])
+    assert 0.38 <= after / before <= 0.4
+    assert all(float(number.rstrip("%")) > 30 for number in rows["test accuracy"])  # two epochs; chance is 10
+    assert "gives the same outputs to" in done.stdout
+    layers = json.loads((tmp_path / "plan.json").read_text())["layers"]
+    assert layers["stem.0"]["kept"] == layers["back.0"]["kept"]  # one stream, the same filters
+    assert all(len(layer["kept"]) < layer["original"] for layer in layers.values()) and len(layers) == 3
+    assert (tmp_path / "your_model.onnx").stat().st_size > 0
+    assert (tmp_path / "cycles.png").read_bytes().startswith(b"\x89PNG")

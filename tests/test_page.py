@@ -28,7 +28,11 @@ def cycle(number: int, first: list[int], second: list[int], gone: dict[str, list
         "validation_accuracy": 0.97 - 0.01 * number,
         "macs": 4_000_000_000 // (1 + number),
         "removed": gone,
+        "parameters": 25_557_032 // (1 + number),
         "score_mean": {"conv1": [0.1 * f for f in first], LONG: [0.2 * f for f in second]},
+        "relevance_at_first_width": {"conv1": [0.3 * f for f in first], LONG: [0.4 * f for f in second]},
+        "widths": {"conv1": 30.0 + number, LONG: [40.0 - number] * len(second)},
+        "mini_batches": {"conv1": 6, LONG: 1},
     }
 
 
@@ -37,7 +41,8 @@ def write_run(folder: Path) -> Path:
     measured |= {"latency_batch_size": 100, "latency_threads": 2, "validation_accuracy": 0.98, "test_accuracy": 0.975}
     report = {
         "command": "hrel prune mine --note '<b>&'",
-        "recipe": {"model": "mine", "data": "<images>", "criterion": "hrel", "limits": {"conv1": 2}, "shares": None},
+        "recipe": {"model": "mine", "data": "<images>", "criterion": "hrel", "limits": {"conv1": 2}, "shares": None}
+        | {name: {"epochs": epochs} for name, epochs in (("baseline", 40), ("cycle", 3), ("final", 20))},
         "seed": 7,
         "device": "cpu",
         "environment": {"processor": "one", "hrel_ext": {"version": "0", "cuda_architectures": []}},
@@ -81,6 +86,9 @@ def record(run_dir, *stages: str) -> None:
 
 def save_scores(run_dir) -> None:
     tables = {"scores/1/conv1/per_batch": torch.rand(6, 5), f"scores/1/{LONG}/per_batch": torch.rand(1, 4)}
+    tables |= {"scores/2/conv1/per_batch": torch.rand(6, 4)}
+    tables |= {"maps/conv1/0": torch.rand(12, 5, 5), "maps/conv1/4": torch.rand(12, 5, 5)}
+    tables |= {"maps/labels": torch.arange(12) % 3, "maps/sigma": torch.tensor(2.0)}
     save_file(tables, run_dir / "scores.safetensors")
 
 
@@ -88,21 +96,39 @@ def missing(page: str) -> list[str]:
     return re.findall(r"<li>(.*?)</li>", page)
 
 
+def pictures(page: str) -> list[str]:
+    """The SVG of each, dark and light in turns."""
+    return [base64.b64decode(image).decode() for image in re.findall(r'base64,([^"]+)"', page)]
+
+
 def test_a_run_with_all_files_has_all_pictures_and_needs_nothing_else(whole):
     page = whole.read_text()
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
     assert captions == [
+        "The method: a cycle scores the filters, removes the lowest and retrains; the numbers are those of this run",
+        "How a filter gets its score: maps of the most and the least relevant filter of conv1 in one mini-batch",
         "Filters that each layer keeps",
         "Accuracy against the MACs left, cycle by cycle",
-        "Mean score of the filters that are left, and of the final survivors alone",
+        "Accuracy after each cycle, and the costs that are left",
+        "Mean score of the filters that are left and of the final survivors, before each cycle",
         "Scores of conv1 before each cycle",
         f"Scores of {LONG} before each cycle",
         "Scores of conv1 in each mini-batch of cycle 1",
+        "Kernel width that the filters were scored with, cycle by cycle",
         "Information plane of the whole run, light early and saturated late",
         "Information plane of baseline and of what came after",
-        "Kernel widths",
+        "Kernel widths while the network trained",
+        "Scores of conv1 in each mini-batch of cycle 2",
     ]
-    assert missing(page) == [f"heatmap of {LONG}: it was scored on one mini-batch, or on all together"]
+    assert missing(page) == [
+        f"heatmap of {LONG} in cycle 1: it was scored on one mini-batch, or on all together",
+        f"heatmap of {LONG} in cycle 2: scores.safetensors has no scores of it",
+    ]
+    drawn = pictures(page)
+    for text in ("40 epochs", "mean over 6 mini-batches", "9 to 4 filters", "2 cycles, then 20 epochs more"):
+        assert text in drawn[0]
+    assert drawn[2].index("conv1, filter 4") < drawn[2].index("conv1, filter 0")  # the more relevant one on top
+    assert "the same, at the kernel width of the first cycle" in drawn[10]
     assert page.count("data:image/svg+xml;base64,") == 2 * len(captions)  # light and dark
     assert not re.search(r'(?:src|srcset|href)="(?!data:)', page) and "<script" not in page
     assert "75.00 % fewer MACs and 90.00 % fewer parameters after 2 cycles" in page
@@ -115,15 +141,17 @@ def test_a_run_with_all_files_has_all_pictures_and_needs_nothing_else(whole):
 def test_what_cannot_be_drawn_is_named_with_its_reason(run_dir):
     page = write_report(run_dir).read_text()
     assert missing(page) == [
+        "maps and Gram matrices of two filters: there are no maps in scores.safetensors",
         "heatmaps: there is no scores.safetensors",
         "information planes and kernel widths: there is no plane.safetensors: the run did not record it",
     ]
     record(run_dir, "baseline")
     report = json.loads((run_dir / "report.json").read_text())
     for row in report["cycles"]:
-        del row["score_mean"], row["macs"]
+        del row["score_mean"], row["macs"], row["widths"]
     (run_dir / "report.json").write_text(json.dumps(report))
     assert missing(write_report(run_dir).read_text()) == [
+        "maps and Gram matrices of two filters: there are no maps in scores.safetensors",
         "accuracy against MACs: report.json has no MACs or no validation accuracy after each cycle",
         "survivors, histograms and heatmaps: report.json has no score_mean of each cycle",
         "information plane before and after: plane.safetensors has one stage only",
@@ -136,9 +164,11 @@ def test_another_criterion_is_not_called_relevance(run_dir):
     report["recipe"]["criterion"] = "l1"
     report["cycles"] = report["cycles"][:1]
     (run_dir / "report.json").write_text(json.dumps(report))
-    images = re.findall(r'base64,([^"]+)"', write_report(run_dir).read_text())
-    drawn = " ".join(base64.b64decode(image).decode() for image in images)
-    assert "score by l1" in drawn and "relevance I(A; Y)" not in drawn
+    for row in report["cycles"]:
+        del row["widths"], row["relevance_at_first_width"]
+    (run_dir / "report.json").write_text(json.dumps(report))
+    drawn = " ".join(pictures(write_report(run_dir).read_text()))
+    assert "score by l1" in drawn and "relevance I(A; Y)" not in drawn and "kernel width" not in drawn
 
 
 def test_damaged_files_are_named(run_dir, tmp_path_factory):
@@ -185,4 +215,4 @@ def test_a_browser_shows_all_pictures_and_nothing_is_too_wide_for_a_phone(whole)
     assert "CONSOLE" not in done.stderr, done.stderr
     seen = re.search(r'data-seen="([-\d ,]+)"', done.stdout)
     assert seen, done.stdout[:1000] + done.stderr
-    assert seen[1] == "390 9 0 0 0, 1100 9 0 0 0"  # width, pictures, broken ones, wide tables, pixels beyond the page
+    assert seen[1] == "390 14 0 0 0, 1100 14 0 0 0"  # width, pictures, broken ones, wide tables, pixels beyond the page

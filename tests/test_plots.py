@@ -11,6 +11,7 @@ import pytest
 import torch
 from matplotlib.text import Text
 
+import hrel_ext
 from hrel_ext.report import PlaneHeader, PlaneHistory, plots
 
 
@@ -164,6 +165,60 @@ def test_scores_are_followed_by_the_numbers_of_the_unpruned_network(report):
     message = "score_mean of 'conv1' in cycle 1 must be of the 20 filters that are left, got 1"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         plots.scores_by_cycle(report["filters"]["before"], lacking)
+
+
+def test_survivors_at_the_first_width_are_a_curve_of_their_own():
+    by_layer, same = {"a": {1: {0: 1.0, 2: 3.0}, 2: {2: 5.0}}}, {"a": {1: {0: 1.0, 2: 3.5}, 2: {2: 4.5}}}
+    figure = plots.survivor_curves(by_layer, {"a": [2]}, at_first_width=same)
+    of_left, fixed, at_first_width = (line.get_ydata() for line in figure.axes[0].lines)
+    assert [list(of_left), list(fixed), list(at_first_width)] == [[2, 5], [3, 5], [3.5, 4.5]]
+    assert len(figure.legends[0].get_texts()) == 3
+
+
+def test_scoring_widths_are_drawn_by_cycle():
+    figure = plots.scoring_widths({"a": {2: 4.0, 1: 5.0}, "b": {1: [1.0, 2.0, 9.0], 2: [3.0, 3.0]}})
+    (axes,) = figure.axes
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines] == [
+        ([1, 2], [5, 4]),
+        ([1, 2], [2, 3]),
+    ]
+    assert labels(figure) == [("cycle", "kernel width sigma, units of the maps")] and axes.get_yscale() == "log"
+    with pytest.raises(ValueError, match=r"^by_layer must hold at least one layer, got none$"):
+        plots.scoring_widths({})
+
+
+def test_accuracy_and_costs_by_cycle():
+    runs = {"hrel": [[(0.9, 100, 50), (0.8, 50, 40)], [(0.92, 100, 50), (0.7, 50, 40)]], "l1": [[(0.9, 100, 50)]]}
+    above, below = plots.accuracy_by_cycle(runs).axes
+    assert [list(line.get_ydata()) for line in above.lines] == [[90, 80], [92, 70], [90]]
+    assert [text.get_text() for text in above.get_legend().get_texts()] == ["hrel, 2 runs", "l1"]
+    assert [list(line.get_ydata()) for line in below.lines] == [[100, 50], [100, 80]]
+    assert (above.get_ylabel(), below.get_xlabel(), below.get_ylabel()) == (
+        "validation accuracy, %",
+        "cycle (0: unpruned)",
+        "left, %",
+    )
+    with pytest.raises(ValueError, match=r"^runs must hold at least one run, with at least one point each$"):
+        plots.accuracy_by_cycle({"hrel": [[]]})
+
+
+def test_the_estimator_is_drawn_with_the_relevance_of_the_filters():
+    rng = torch.Generator().manual_seed(0)
+    maps, targets = {f: torch.randn(30, 4, 4, generator=rng) for f in (3, 1)}, torch.arange(30) % 3
+    figure = plots.estimator("conv1", maps, targets, 4.0)
+    expected = hrel_ext.relevance(torch.stack(list(maps.values()), 1), targets, sigma=4.0, alpha=1.0)
+    said = [text.get_text() for part in figure.subfigs for half in part.subfigs for text in half.findobj(Text)]
+    for bits in expected.tolist():
+        assert f"I(A; Y) = S(A) + S(Y) - S(A, Y) = {bits:.2f} bits (N = 30)" in said
+    assert said.count("S(Y) = 1.58") == 2 and said.count("class 2") == 2 and "conv1, filter 3" in said
+    joint = figure.subfigs[0].subfigs[1].axes[2].images[0].get_array()
+    assert joint[0, 10] == 0 < joint[0, 9] < 1 == joint[9, 9]  # in the order of the classes
+
+
+def test_the_pipeline_says_what_its_boxes_are_given():
+    figure = plots.pipeline([("train", "4 epochs"), ("score", "a"), ("remove", "b"), ("retrain", "c")], "9 cycles")
+    said = [text.get_text() for text in figure.axes[0].findobj(Text)]
+    assert {"train\n4 epochs", "score\na", "remove\nb", "retrain\nc", "9 cycles"} <= set(said)
 
 
 def test_survivors_are_the_same_filters_in_every_cycle():

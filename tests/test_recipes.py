@@ -133,6 +133,50 @@ def test_vgg16_passes_the_counts_of_the_code():
         assert passed == expected + [ends[number]] * (37 - len(expected))  # 36 cycles and the start
 
 
+@pytest.mark.parametrize(
+    ("name", "baseline", "retraining", "weight_decay", "others"),
+    (  # epochs, learning rate, epochs after which it is divided by 10, of HRel's published code
+        ("lenet5-mnist", (40, 0.1, (20, 30)), (40, 0.1, (10, 20)), 5e-4, {"margin": 0, "mirror": False}),
+        ("vgg16-cifar10", (300, 0.1, (80, 140, 230)), (90, 0.01, (40, 70)), 5e-4, {"where": "relu"}),
+        ("resnet56-cifar10", (182, 0.1, (91, 136)), (100, 0.01, (20, 70)), 2e-4, {"nesterov": True}),
+        ("resnet56-cifar10-stream", (182, 0.1, (91, 136)), (100, 0.01, (20, 70)), 2e-4, {"nesterov": True}),
+        ("resnet110-cifar10", (182, 0.1, (91, 136)), (100, 0.01, (20, 70)), 2e-4, {"nesterov": True}),
+        ("resnet110-cifar10-stream", (182, 0.1, (91, 136)), (100, 0.01, (20, 70)), 2e-4, {"nesterov": True}),
+        (
+            "resnet50-imagefolder",
+            (3, 1e-4, ()),
+            (33, 1e-3, (10, 25)),
+            2e-4,
+            {
+                "margin": 28,
+                "batch_size": 80,
+                "label_smoothing": 0.1,
+                "weights": "IMAGENET1K_V1",
+                "scored_batches": 3847,
+            },
+        ),
+    ),
+)
+def test_a_paper_schedule_trains_as_the_code_does(name, baseline, retraining, weight_decay, others):
+    recipe = EXPERIMENTS[name]["paper"]
+    of_the_code = {
+        "where": "conv",
+        "margin": 4,
+        "mirror": True,
+        "nesterov": False,
+        "batch_size": 100,
+        "label_smoothing": 0.0,
+    }
+    of_the_code |= {"weights": None, "scored_batches": None, "momentum": 0.9, "sigma": "layer", "alpha": 1.0}
+    of_the_code |= {"criterion": "hrel", "precision": "no", "distillation": 0.0, "weight_decay": weight_decay} | others
+    assert {field: getattr(recipe, field) for field in of_the_code} == of_the_code
+    stages = [(stage.epochs, stage.learning_rate, stage.milestones) for stage in (recipe.baseline, recipe.cycle)]
+    assert stages == [baseline, retraining]
+    idle = 0 if name == "resnet50-imagefolder" else retraining[0]  # all others retrain once more at the end
+    assert recipe.final == dataclasses.replace(recipe.cycle, epochs=idle, milestones=recipe.final.milestones)
+    assert recipe.final.milestones == (retraining[2] if idle else ())
+
+
 @pytest.mark.parametrize("name", RESIDUAL)
 def test_residual_networks_come_close_to_the_counts_of_the_code(name):
     """Its numbers of filters for each cycle are not those of one share; see the recipes."""
@@ -164,12 +208,12 @@ def test_recipes_are_listed_with_their_epochs_and_what_was_measured(tmp_path, ca
     for seed, seconds in enumerate((600.0, 660.0, 900.0)):
         report = {"recipe": recipe, "seed": seed, "device": "cuda", "seconds": {"total": seconds}}
         (tmp_path / f"{seed}.json").write_text(json.dumps(report))
-    report = {"recipe": recipe, "seed": 3, "device": "cuda", "seconds": {"total": 1.0}, "resumed": True}
-    (tmp_path / "resumed.json").write_text(json.dumps(report))
     (tmp_path / "other.json").write_text(json.dumps([{"recipe": None}]))
     recipes_command(results=tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
+    marked = [line for line in lines if line.startswith("weights: ")]
+    assert marked == ["weights: resnet50-imagefolder paper starts from IMAGENET1K_V1, see --weights"]
     rows = {tuple(line.split()[:2]): line.split() for line in lines}
     assert rows["vgg16-cifar10", "short"][-6:] == ["196", "36", "11.0", "min", "on", "cuda"]
     assert rows["vgg16-cifar10", "paper"][-4:] == ["3630", "36", "not", "measured"]

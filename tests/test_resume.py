@@ -33,6 +33,7 @@ RECIPE = dataclasses.replace(
     final=short,
     batch_size=50,
     distillation=0.5,
+    plane_every=2,
 )
 
 
@@ -53,8 +54,10 @@ def result_of(folder):
     """What must not depend on interruptions."""
     report = json.loads((folder / "report.json").read_text())
     accuracies = [report[side][f"{split}_accuracy"] for side in ("before", "after") for split in ("validation", "test")]
-    cycles = [(row["removed"], row["score_mean"], row["validation_accuracy"]) for row in report["cycles"]]
-    return report["filters"], accuracies, cycles, (folder / "model.safetensors").read_bytes()
+    told = ("removed", "score_mean", "widths", "relevance_at_first_width", "validation_accuracy")
+    cycles = [tuple(row[name] for name in told) for row in report["cycles"]]
+    files = [(folder / name).read_bytes() for name in ("model.safetensors", "plane.safetensors")]
+    return report["filters"], accuracies, cycles, files
 
 
 def main(folder):
@@ -101,6 +104,7 @@ def test_runs_killed_at_random_moments_end_like_one_that_was_not(tmp_path):
             "model.pt",
             "model.safetensors",
             "plan.json",
+            "plane.safetensors",
             "report.json",
             "scores.safetensors",
         ]
@@ -121,8 +125,37 @@ def test_a_run_goes_on_after_an_error_and_shows_what_was_done(tmp_path):
     (tmp_path / ".checkpoints/run").mkdir(parents=True)  # what a kill leaves while a finished run clears up
     with pytest.raises(Stop):
         run(tmp_path, observer=observer)
-    assert run(tmp_path, observer=observer)["resumed"] and cycles == [1, 2, 1, 2, 3, 4]
+    clock = Checkpoints(tmp_path / "checkpoints/clock", {}).latest() / "clock.json"
+    first = json.loads(clock.read_text())["seconds"]
+    start = time.perf_counter()
+    report = run(tmp_path, observer=observer)
+    second = time.perf_counter() - start
+    assert report["resumed"] == 1 and cycles == [1, 2, 1, 2, 3, 4]
+    assert first["total"] < report["seconds"]["total"] < first["total"] + second  # both parts
+    assert sum(first.values()) > 0 and all(report["seconds"][name] >= first[name] for name in first)
     assert not (tmp_path / "checkpoints").exists() and not (tmp_path / ".checkpoints").exists()
+
+
+def test_the_clock_of_a_run_adds_up_its_parts(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(experiment.time, "perf_counter", lambda: now[0])
+    assert experiment._Clock(tmp_path, going_on=False).parts == 1
+    clock = experiment._Clock(tmp_path, going_on=True)  # killed at once
+    with pytest.raises(KeyboardInterrupt), clock.time("total"):
+        now[0] += 1
+        with clock.time("train"):
+            now[0] += 2
+            clock.save()
+            now[0] += 4
+            raise KeyboardInterrupt
+    clock = experiment._Clock(tmp_path, going_on=True)
+    assert clock.parts == 3 and clock.seconds == {"total": 7, "train": 6}
+    with clock.time("total"):
+        now[0] += 8
+        clock.save()
+        now[0] += 16  # killed here
+        assert experiment._Clock(tmp_path, going_on=True).seconds == {"total": 15, "train": 6}
+    assert clock.seconds == {"total": 31, "train": 6}
 
 
 def test_a_disk_without_room_ends_a_run_and_loses_nothing(tmp_path):

@@ -3,10 +3,13 @@
 
 import re
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+from torchvision.models import get_model_weights
 
 from hrel_ext.pruning import count
 from hrel_ext.pruning.pruner import remove_filters
@@ -27,7 +30,7 @@ from hrel_ext.zoo.data import (
     image_folder,
     mnist,
 )
-from hrel_ext.zoo.models import MODELS, lenet5
+from hrel_ext.zoo.models import MODELS, lenet5, load_weights
 
 
 @pytest.fixture
@@ -276,3 +279,63 @@ def test_batches_drop_the_rest_and_refuse_what_fills_none(numbers):
         Batches(numbers, 0)
     with pytest.raises(ValueError, match="a split must fill at least one batch of 11, got 10 samples"):
         Batches(numbers, 11, drop_last=True)
+
+
+def test_weights_come_from_a_file_or_from_the_cache_of_torchvision_and_fit(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    trained, network = MODELS["resnet18"](), MODELS["resnet18"]()
+    save_file(trained.state_dict(), file := tmp_path / "trained.safetensors")
+    load_weights(network, str(file), "resnet18")
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, trained.state_dict()[name])
+
+    entry = get_model_weights("resnet18")["IMAGENET1K_V1"]
+    cached = tmp_path / "hub/checkpoints" / entry.url.rsplit("/", 1)[-1]
+    message = f"weights IMAGENET1K_V1 of resnet18 are not in {cached}: put {entry.url} there, or ask for the download"
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}"):
+        load_weights(network, "IMAGENET1K_V1", "resnet18")
+    asked = []
+    monkeypatch.setattr(type(entry), "get_state_dict", lambda *_, **how: asked.append(how) or trained.state_dict())
+    load_weights(network, "IMAGENET1K_V1", "resnet18", download=True)
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    load_weights(network, "IMAGENET1K_V1", "resnet18")
+    assert asked == [{"check_hash": True}] * 2
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    (
+        ("none.safetensors", FileNotFoundError, "weights must be in a file that is there, got 'none.safetensors'"),
+        ("torn.safetensors", ValueError, "weights must be in a whole safetensors file, got 'torn.safetensors': "),
+        (
+            "other.safetensors",
+            ValueError,
+            "weights must fit lenet5, got other.safetensors, which has another shape of fc3.weight and 1 more, "
+            "(7, 500) in place of (10, 500)",
+        ),
+        (
+            "less.safetensors",
+            ValueError,
+            "weights must fit lenet5, got less.safetensors, which has no conv1.weight and 9 more",
+        ),
+        (
+            "more.safetensors",
+            ValueError,
+            "weights must fit lenet5, got more.safetensors, which has the unknown stranger",
+        ),
+        (
+            "IMAGENET1K_V1",
+            ValueError,
+            "weights must be a file ending in .safetensors; torchvision has none for lenet5, got 'IMAGENET1K_V1'",
+        ),
+    ),
+)
+def test_weights_that_do_not_fit_are_named(weights, error, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("torn.safetensors").write_bytes(b"x")
+    save_file(lenet5(num_classes=7).state_dict(), "other.safetensors")
+    save_file({"x": torch.zeros(1)}, "less.safetensors")
+    save_file(lenet5().state_dict() | {"stranger": torch.zeros(1)}, "more.safetensors")
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        load_weights(lenet5(), weights, "lenet5")

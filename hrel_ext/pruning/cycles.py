@@ -160,9 +160,10 @@ def score_tensors(cycles: Iterable[Cycle | Decision]) -> dict[str, Tensor]:
     }
 
 
-def write_scores(path: Path, cycles: Iterable[Cycle]) -> None:
-    """Write the scores of cycles to one safetensors file, which appears whole or not at all: see `score_tensors`."""
-    content = save(score_tensors(cycles))
+def write_scores(path: Path, cycles: Iterable[Cycle], others: Mapping[str, Tensor]) -> None:
+    """Write the scores of cycles, and other tensors, to one safetensors file, which appears whole or not at all: see
+    `score_tensors`."""
+    content = save(score_tensors(cycles) | others)
     write_atomically(path, lambda unfinished: unfinished.write_bytes(content))
 
 

@@ -27,6 +27,8 @@ class Recipe:
     Attributes:
         model: name in `hrel_ext.zoo.models.MODELS`, or PACKAGE.MODULE:FUNCTION that makes a network.
         data: name in `hrel_ext.zoo.data.DATASETS`.
+        weights: that the baseline starts from: a safetensors file of the network's state dict, or a name of
+            torchvision's for it, such as "IMAGENET1K_V1", see `hrel_ext.zoo.models.load_weights`; None for random ones.
         limits: layer to the filters it is left with at the end; or ``target`` is given.
         shares: layer to the share p of its n remaining filters that goes in each cycle: int(p n) + 1 of them, never
             beyond the limit.
@@ -64,6 +66,7 @@ class Recipe:
 
     model: str
     data: str
+    weights: str | None = None
     limits: Mapping[str, int] | None = None
     shares: Mapping[str, float] | None = None
     target: Mapping[str, float | str] | None = None

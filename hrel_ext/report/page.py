@@ -83,7 +83,7 @@ def write_report(run_dir: Path) -> Path:
         ],
         pictures=pictures,
         missing=missing,
-        settings=[(name, _text(value)) for name, value in recipe.items()],
+        settings=[(name.replace("_", " "), _text(value)) for name, value in recipe.items()],
         environment=list(_flat(report["environment"] | {"device": report["device"], "seed": report["seed"]})),
         command=report["command"],
     )
@@ -138,6 +138,11 @@ def _pictures(
     cycles, before = report["cycles"], report["filters"]["before"]
     criterion = report["recipe"].get("criterion", "hrel")
     quantity = plots.RELEVANCE if criterion == "hrel" else f"score by {criterion}"
+    add(
+        "The method: a cycle scores the filters, removes the lowest and retrains; the numbers are those of this run",
+        *(plots.pipeline, *_steps(report)),
+    )
+    _add_estimator(report, tensors or {}, add, missing)
     add("Filters that each layer keeps", plots.filters_kept, before, [cycle["filters"] for cycle in cycles])
     points = [(cycle.get("macs"), cycle["validation_accuracy"]) for cycle in cycles]
     if all(macs and accuracy is not None for macs, accuracy in points):
@@ -147,14 +152,20 @@ def _pictures(
             plots.accuracy_against_macs,
             {criterion: [[start, *points]]},
         )
+        rows = [(row["validation_accuracy"], row["macs"], row["parameters"]) for row in (report["before"], *cycles)]
+        add("Accuracy after each cycle, and the costs that are left", plots.accuracy_by_cycle, {criterion: [rows]})
     else:
         missing.append(("accuracy against MACs", f"{REPORT} has no MACs or no validation accuracy after each cycle"))
     if all("score_mean" in cycle for cycle in cycles):
         table, survivors = plots.scores_by_cycle(before, cycles)
         of_all = {name: left for name, left in survivors.items() if name in table}
+        same = None
+        if all(cycle.get("relevance_at_first_width") for cycle in cycles):
+            same, _ = plots.scores_by_cycle(before, cycles, "relevance_at_first_width")
         add(
-            "Mean score of the filters that are left, and of the final survivors alone",
+            "Mean score of the filters that are left and of the final survivors, before each cycle",
             *(plots.survivor_curves, table, of_all),
+            at_first_width=same,
             quantity=quantity,
         )
         for name, by_cycle in table.items():
@@ -164,6 +175,12 @@ def _pictures(
         _add_heatmaps(tensors, table, quantity, add, missing)
     else:
         missing.append(("survivors, histograms and heatmaps", f"{REPORT} has no score_mean of each cycle"))
+    widths = {name: {} for cycle in cycles for name in cycle.get("widths", {})}
+    for cycle in cycles:
+        for name, width in cycle.get("widths", {}).items():
+            widths[name][cycle["cycle"]] = width
+    if widths:
+        add("Kernel width that the filters were scored with, cycle by cycle", plots.scoring_widths, widths)
     if history is not None:
         add("Information plane of the whole run, light early and saturated late", plots.information_plane, history)
         if len(history.stages) > 1:
@@ -171,7 +188,7 @@ def _pictures(
             add(f"Information plane of {first} and of what came after", plots.before_and_after, history, first)
         else:
             missing.append(("information plane before and after", f"{PLANE} has one stage only"))
-        add("Kernel widths", plots.width_curves, history)
+        add("Kernel widths while the network trained", plots.width_curves, history)
     else:
         missing.append(("information planes and kernel widths", f"there is no {PLANE}: the run did not record it"))
     return pictures, missing
@@ -184,21 +201,63 @@ def _add_heatmaps(
     add: Callable[..., None],
     missing: list[tuple[str, str]],
 ) -> None:
-    """Of the first cycle of each layer."""
+    """Of the first and the last cycle of each layer; the last ones are folded away."""
     if tensors is None:
         missing.append(("heatmaps", f"there is no {SCORES}"))
         return
     for name, by_cycle in table.items():
-        first = min(by_cycle)
-        per_batch = tensors.get(f"scores/{first}/{name}/per_batch")  # (B, F)
-        if per_batch is None:
-            missing.append((f"heatmap of {name}", f"{SCORES} has no scores of it"))
-        elif len(per_batch) == 1:
-            missing.append((f"heatmap of {name}", "it was scored on one mini-batch, or on all together"))
-        else:
-            caption, folded = f"Scores of {name} in each mini-batch of cycle {first}", len(table) > OPEN_LAYERS
-            filters = list(by_cycle[first])
-            add(caption, plots.relevance_heatmap, name, per_batch, filters=filters, quantity=quantity, folded=folded)
+        for number in dict.fromkeys((min(by_cycle), max(by_cycle))):
+            per_batch = tensors.get(f"scores/{number}/{name}/per_batch")  # (B, F)
+            if per_batch is None:
+                missing.append((f"heatmap of {name} in cycle {number}", f"{SCORES} has no scores of it"))
+            elif len(per_batch) == 1:
+                reason = "it was scored on one mini-batch, or on all together"
+                missing.append((f"heatmap of {name} in cycle {number}", reason))
+            else:
+                add(
+                    f"Scores of {name} in each mini-batch of cycle {number}",
+                    *(plots.relevance_heatmap, name, per_batch),
+                    filters=list(by_cycle[number]),
+                    quantity=quantity,
+                    folded=len(table) > OPEN_LAYERS or number > min(by_cycle),
+                )
+
+
+def _steps(report: Json) -> tuple[list[tuple[str, str]], str]:
+    """What the boxes of the pipeline say."""
+    recipe, cycles, filters = report["recipe"], report["cycles"], report["filters"]
+    epochs = {name: (recipe.get(name) or {}).get("epochs", 0) for name in ("baseline", "cycle", "final")}
+    batches = max((max(c.get("mini_batches", {}).values(), default=0) for c in cycles), default=0)
+    counts = [sum(filters[side].values()) for side in ("before", "after")]
+    steps = [
+        ("train", f"{epochs['baseline']} epochs"),
+        ("score every filter", f"mean over {batches:,} mini-batches" if batches else "by the criterion"),
+        ("remove the lowest", f"{counts[0]:,} to {counts[1]:,} filters"),
+        ("retrain", f"{epochs['cycle']} epochs"),
+    ]
+    return steps, f"{len(cycles)} cycles, then {epochs['final']} epochs more"
+
+
+def _add_estimator(
+    report: Json, tensors: Mapping[str, Tensor], add: Callable[..., None], missing: list[tuple[str, str]]
+) -> None:
+    """Maps of two filters and how they become a relevance."""
+    if "maps/labels" not in tensors:
+        missing.append(("maps and Gram matrices of two filters", f"there are no maps in {SCORES}"))
+        return
+    names = [
+        name.split("/", 1)[1].rsplit("/", 1) for name in tensors if name.startswith("maps/") and name.count("/") > 1
+    ]
+    layer = names[0][0]
+    maps = {int(f): tensors[f"maps/{layer}/{f}"] for _, f in names}
+    of_first = report["cycles"][0].get("score_mean", {}).get(layer)
+    if of_first:  # the most relevant one on top
+        maps = dict(sorted(maps.items(), key=lambda item: -of_first[item[0]]))
+    add(
+        f"How a filter gets its score: maps of the most and the least relevant filter of {layer} in one mini-batch",
+        *(plots.estimator, layer, maps, tensors["maps/labels"], tensors["maps/sigma"].item()),
+        alpha=report["recipe"].get("alpha", 1.0),
+    )
 
 
 def _as_data(figure: Figure) -> str:

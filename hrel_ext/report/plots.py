@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -22,6 +23,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hrel_ext.entropy import entropy, joint_entropy
+from hrel_ext.gram import gram
 from hrel_ext.report.information_plane import PlaneHistory
 from hrel_ext.scores import kendall_tau
 
@@ -42,6 +45,7 @@ DARK = {
 LAYER_COLORS = ("#cb181d", "#6a51a3", "#2171b5", "#238b45", "#d94801", "#8c564b", "#d6569a", "#17999f")
 RELEVANCE = "relevance I(A; Y), bits"
 MOST_PANELS = 12  # histograms of one layer
+MOST_THUMBNAILS = 6  # maps of one filter, of a class each
 MOST_STAGE_NAMES = 8  # along one axis
 
 
@@ -167,13 +171,10 @@ def width_curves(history: PlaneHistory) -> Figure:
     for name, color, widths in zip(history.layers, layer_colors(len(history.layers)), history.widths.T, strict=True):
         axes.plot(times, widths.numpy(), color=color, label=name, linewidth=1.2)
     axes.plot(times, history.input_widths.numpy(), "--", color="#888888", label="input", linewidth=1.2)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
+    _log_widths(axes)
     axes.set(xlabel="iteration", ylabel="kernel width sigma, units of the tensor")
     _mark_stages(axes, history)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    _legend_beside(axes, 1 + len(history.layers))
     return figure
 
 
@@ -202,7 +203,7 @@ def relevance_heatmap(
     filters = list(range(num_filters)) if filters is None else list(filters)
     if len(filters) != num_filters:
         raise ValueError(f"filters must be one number for each of the {num_filters} filters, got {len(filters)}")
-    figure = Figure(figsize=(min(9.0, 3.5 + 0.09 * len(filters)), 4), layout="constrained")
+    figure = Figure(figsize=(min(9.0, max(4.6, 3.5 + 0.09 * len(filters))), 4), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(per_batch.numpy(), aspect="auto", interpolation="nearest", cmap="viridis")
     axes.grid(visible=False)
@@ -273,15 +274,18 @@ def survivor_curves(
     by_layer: Mapping[str, Mapping[int, Mapping[int, float]]],
     survivors: Mapping[str, Sequence[int]],
     *,
+    at_first_width: Mapping[str, Mapping[int, Mapping[int, float]]] | None = None,
     quantity: str = RELEVANCE,
 ) -> Figure:
     """Draw the mean relevance of the filters that are left, cycle by cycle, beside that of the final survivors alone.
 
-    Removing the lowest raises the first curve by itself; only the second is of the same filters all the time.
+    Removing the lowest raises the first curve by itself; only the second is of the same filters all the time, and only
+    the third is measured by the same kernel width as well.
 
     Args:
         by_layer: layer to cycle to filter to its relevance, in bits, when the cycle began; see `scores_by_cycle`.
         survivors: layer to the filters that are left after the last cycle.
+        at_first_width: as ``by_layer``, at the kernel width that each layer had in its first cycle; None is not drawn.
         quantity: what the scores are, with their unit.
 
     Returns:
@@ -296,7 +300,7 @@ def survivor_curves(
     rows = math.ceil(len(by_layer) / columns)
     figure = Figure(figsize=(max(4.4, 3.4 * columns), 0.8 + 2.4 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    _, _, of_left, _, of_fixed, *_ = layer_colors(len(LAYER_COLORS))
+    _, of_same, of_left, _, of_fixed, *_ = layer_colors(len(LAYER_COLORS))
     for axes, (name, cycles) in zip(grid.flat, by_layer.items(), strict=False):
         lacking = [f for scores in cycles.values() for f in survivors[name] if f not in scores]
         if lacking:
@@ -308,6 +312,9 @@ def survivor_curves(
         axes.fill_between(numbers, low, high, color=of_left, alpha=0.15, linewidth=0)
         axes.plot(numbers, [values.mean() for values in left], "o-", color=of_left, markersize=3, label="left")
         axes.plot(numbers, fixed, "s--", color=of_fixed, markersize=3, label="final survivors")
+        if at_first_width:
+            same = [np.mean([at_first_width[name][number][f] for f in survivors[name]]) for number in numbers]
+            axes.plot(numbers, same, "^:", color=of_same, markersize=3, label="at the first width")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_title(f"{name}: {len(left[0])} filters, {len(survivors[name])} survive")
         axes.set_xlabel("cycle")
@@ -315,8 +322,40 @@ def survivor_curves(
         axes.set_visible(False)
     figure.supylabel(f"mean {quantity}", fontsize=9)
     handles, _ = grid.flat[0].get_legend_handles_labels()
-    names = ["filters that are left (band: the middle 80 %)", "the final survivors, the same filters in every cycle"]
-    figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize=8)
+    names = [
+        "filters that are left (band: the middle 80 %)",
+        "the final survivors, the same filters in every cycle",
+        "the same, at the kernel width of the first cycle",
+    ]
+    figure.legend(handles, names[: len(handles)], loc="outside upper center", ncols=1, fontsize=8)
+    return figure
+
+
+@_themed
+def scoring_widths(by_layer: Mapping[str, Mapping[int, float | Sequence[float]]]) -> Figure:
+    """Draw the kernel width that the filters of each layer were scored with, cycle by cycle.
+
+    Args:
+        by_layer: layer to cycle to the mean width over the mini-batches, in units of the maps; or one for each filter,
+            whose median is drawn.
+
+    Returns:
+        A figure with one axes, logarithmic in the width.
+
+    Raises:
+        ValueError: no layer.
+    """
+    if not by_layer:
+        raise ValueError("by_layer must hold at least one layer, got none")
+    figure = Figure(figsize=(6.8, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, widths), color in zip(by_layer.items(), layer_colors(len(by_layer)), strict=True):
+        numbers = sorted(widths)
+        axes.plot(numbers, [np.median(widths[n]) for n in numbers], "o-", color=color, markersize=3, label=name)
+    _log_widths(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.set(xlabel="cycle", ylabel="kernel width sigma, units of the maps")
+    _legend_beside(axes, len(by_layer))
     return figure
 
 
@@ -394,14 +433,143 @@ def accuracy_against_macs(
     return figure
 
 
+@_themed
+def accuracy_by_cycle(
+    runs: Mapping[str, Sequence[Sequence[tuple[float, float, float]]]], *, accuracy: str = "validation accuracy"
+) -> Figure:
+    """Draw the accuracy after each cycle, for one or more ways of pruning, above the costs that are left.
+
+    Args:
+        runs: name, say of a criterion, to its runs, say one a seed; a run is the accuracy in [0, 1], the MACs and the
+            parameters of the network before the first cycle and after each one.
+        accuracy: what it is called.
+
+    Returns:
+        A figure with two axes, a line a run above, the costs of the first run below.
+
+    Raises:
+        ValueError: a run without points.
+    """
+    if not runs or not all(of_name and all(of_name) for of_name in runs.values()):
+        raise ValueError("runs must hold at least one run, with at least one point each")
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    for (name, of_name), color in zip(runs.items(), layer_colors(len(runs)), strict=True):
+        for number, run in enumerate(of_name):
+            label = None if number else f"{name}, {len(of_name)} runs" if len(of_name) > 1 else name
+            values = [100 * point[0] for point in run]
+            above.plot(values, "o-", color=color, markersize=3, linewidth=1, label=label)
+    first = next(iter(runs.values()))[0]
+    for at, name, style in ((1, "MACs", "-"), (2, "parameters", "--")):
+        left = [100 * point[at] / first[0][at] for point in first]
+        below.plot(left, style, color="#888888", linewidth=1.2, label=f"{name}, {left[-1]:.1f} % in the end")
+    above.set_ylabel(f"{accuracy}, %")
+    above.legend(fontsize=8)
+    below.set(xlabel="cycle (0: unpruned)", ylabel="left, %", ylim=(0, 105))
+    below.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    below.legend(fontsize=8)
+    return figure
+
+
+@_themed
+def pipeline(steps: Sequence[tuple[str, str]], again: str) -> Figure:
+    """Draw the loop of HRel: train, then score, remove and retrain until every layer is at its limit.
+
+    Args:
+        steps: what each of the boxes says, a word and the numbers of a run; all but the first are the loop.
+        again: beside the arrow that leads from the last box back to the second.
+
+    Returns:
+        A figure with one axes without scales.
+    """
+    figure = Figure(figsize=(9, 1.9), layout="constrained")
+    axes = figure.add_subplot(xlim=(-0.45, len(steps) - 0.55), ylim=(-1.2, 0.5))
+    axes.set_axis_off()
+    ink = matplotlib.rcParams["text.color"]
+    colors = layer_colors(len(LAYER_COLORS))
+    box = {"boxstyle": "round,pad=0.6", "facecolor": "none", "linewidth": 1.2}
+    texts = [
+        axes.text(at, 0, f"{word}\n{numbers}", ha="center", va="center", bbox={**box, "edgecolor": colors[at]})
+        for at, (word, numbers) in enumerate(steps)
+    ]
+    figure.draw_without_rendering()  # the boxes are as wide as their texts
+    inverse = axes.transData.inverted()
+    bounds = [inverse.transform(text.get_bbox_patch().get_window_extent().get_points()) for text in texts]
+    arrow = {"arrowstyle": "-|>", "color": ink, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+    for one, other in pairwise(bounds):
+        axes.annotate("", (other[0][0], 0), (one[1][0], 0), arrowprops=arrow)
+    bottom, floor, last = bounds[0][0][1], -0.85, len(steps) - 1
+    axes.plot([last, last, 1], [bottom, floor, floor], color=ink, linewidth=1.2)
+    axes.annotate("", (1, bottom), (1, floor), arrowprops=arrow)
+    axes.annotate(
+        again, ((1 + last) / 2, floor), (0, -4), textcoords="offset points", ha="center", va="top", fontsize=8
+    )
+    return figure
+
+
+@_themed
+def estimator(name: str, maps: Mapping[int, Tensor], labels: Tensor, sigma: float, *, alpha: float = 1.0) -> Figure:
+    """Draw how a filter gets its relevance: maps of a mini-batch and labels, their Gram matrices, and I(A; Y).
+
+    I(A; Y) = S(K_A) + S(K_Y) - S(K_A o K_Y), with K_A = exp(-d^2 / sigma^2) of the maps, K_Y 1 within a class and 0
+    across; samples are in the order of their classes.
+
+    Args:
+        name: of the layer.
+        maps: number of a filter to its maps (N, H, W).
+        labels: (N,), class ids.
+        sigma: kernel width of the layer.
+        alpha: order of the entropy.
+
+    Returns:
+        A figure with a row for each filter.
+    """
+    order = labels.argsort(stable=True)  # (N,)
+    labels = labels[order]
+    of_labels = (labels[:, None] == labels).double()  # (N, N)
+    first = [int((labels == c).nonzero()[0]) for c in labels.unique()][:MOST_THUMBNAILS]
+    columns = math.ceil(len(first) / 2)
+    figure = Figure(figsize=(9, 0.7 + 2.3 * len(maps)), layout="constrained")
+    parts = figure.subfigures(len(maps), 1, squeeze=False)[:, 0]
+    last = entropy(of_labels, alpha=alpha).item()
+    for part, (number, of_filter) in zip(parts, maps.items(), strict=True):
+        of_filter = of_filter[order]
+        kernel = gram(of_filter.flatten(1).double(), sigma=sigma)  # (N, N)
+        own, joint = entropy(kernel, alpha=alpha).item(), joint_entropy(kernel, of_labels, alpha=alpha).item()
+        left, right = part.subfigures(1, 2, width_ratios=(columns, 6))
+        low, high = of_filter.min().item(), of_filter.max().item()
+        thumbnails = list(left.subplots(2, columns, squeeze=False).flat)
+        for axes in thumbnails:
+            axes.set_axis_off()
+        for axes, sample in zip(thumbnails, first, strict=False):
+            axes.imshow(of_filter[sample].numpy(), cmap="gray", vmin=low, vmax=high)
+            axes.set_title(f"class {int(labels[sample])}", fontsize=7, pad=2)
+        left.supylabel(f"{name}, filter {number}", fontsize=9)
+        panels = (
+            (kernel, "$K_A$ of the maps", f"S(A) = {own:.2f}"),
+            (of_labels, "$K_Y$ of the labels", f"S(Y) = {last:.2f}"),
+            (kernel * of_labels, "$K_A \\circ K_Y$", f"S(A, Y) = {joint:.2f}"),
+        )
+        for axes, (matrix, title, said) in zip(right.subplots(1, 3), panels, strict=True):
+            image = axes.imshow(matrix.numpy(), cmap="viridis", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[], xlabel=said)
+            axes.grid(visible=False)
+            axes.set_title(title, fontsize=9)
+        right.colorbar(image, ax=right.axes, fraction=0.03).outline.set_visible(False)
+        text = f"I(A; Y) = S(A) + S(Y) - S(A, Y) = {own + last - joint:.2f} bits"
+        right.suptitle(f"{text} (N = {len(labels)})", fontsize=9)
+    return figure
+
+
 def scores_by_cycle(
-    filters: Mapping[str, int], cycles: Sequence[Mapping[str, Any]]
+    filters: Mapping[str, int], cycles: Sequence[Mapping[str, Any]], key: str = "score_mean"
 ) -> tuple[dict[str, dict[int, dict[int, float]]], dict[str, list[int]]]:
     """The score of every filter by its number in the unpruned network, and the filters left in the end.
 
     Args:
         filters: layer to its filters before the first cycle, ``report["filters"]["before"]`` of a run.
-        cycles: ``report["cycles"]``: of each ``cycle``, ``removed`` and ``score_mean``.
+        cycles: ``report["cycles"]``: of each ``cycle``, ``removed`` and ``key``.
+        key: "score_mean", or "relevance_at_first_width".
 
     Returns:
         Layer to cycle to filter to score, of the layers that were scored, and layer to the filters left.
@@ -412,10 +580,10 @@ def scores_by_cycle(
     left = {name: list(range(count)) for name, count in filters.items()}
     table: dict[str, dict[int, dict[int, float]]] = {}
     for cycle in cycles:
-        for name, scores in cycle["score_mean"].items():
+        for name, scores in cycle[key].items():
             if len(scores) != len(left[name]):
                 raise ValueError(
-                    f"score_mean of {name!r} in cycle {cycle['cycle']} must be of the {len(left[name])} filters that "
+                    f"{key} of {name!r} in cycle {cycle['cycle']} must be of the {len(left[name])} filters that "
                     f"are left, got {len(scores)}"
                 )
             table.setdefault(name, {})[cycle["cycle"]] = dict(zip(left[name], scores, strict=True))
@@ -560,3 +728,15 @@ def _mark_stages(axes: Axes, history: PlaneHistory) -> None:
                 rotation=45,
                 rotation_mode="anchor",
             )
+
+
+def _log_widths(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _legend_beside(axes: Axes, names: int) -> None:
+    """A legend on the right, in as many columns as it takes to stay as high as the axes."""
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8 if names <= 16 else 6, ncols=1 + names // 20)

@@ -7,6 +7,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -234,3 +235,70 @@ def make_model(name: str, **options: int) -> nn.Module:
             f"model must name a function without arguments that returns a torch.nn.Module, got {name!r}: {network!r}"
         )
     return network
+
+
+def load_weights(network: nn.Module, weights: str, name: str, *, download: bool = False) -> None:
+    """Give a network trained weights, in place.
+
+    Args:
+        network: of the architecture of the weights, with as many outputs.
+        weights: a safetensors file with its state dict, ending in ``.safetensors``; or the name of torchvision's
+            weights for it, such as "IMAGENET1K_V1".
+        name: of the network, as torchvision calls it.
+        download: whether weights of torchvision that are not in torch's cache may be downloaded.
+
+    Raises:
+        FileNotFoundError: no such file; weights that are not in the cache and may not be downloaded.
+        ValueError: no such name, a damaged file, or weights that do not fit the network.
+        ImportError: torchvision or safetensors is not installed.
+    """
+    state = (
+        _from_file(Path(weights)) if weights.endswith(".safetensors") else _from_torchvision(weights, name, download)
+    )
+    own = network.state_dict()
+    lacking = [key for key in own if key not in state]
+    other = [key for key in state if key not in own]
+    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
+    for what, keys in (("has no", lacking), ("has another shape of", shapes), ("has the unknown", other)):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            got = f", {tuple(state[keys[0]].shape)} in place of {tuple(own[keys[0]].shape)}" if keys is shapes else ""
+            raise ValueError(f"weights must fit {name}, got {weights}, which {what} {keys[0]}{more}{got}")
+    network.load_state_dict(state)
+
+
+def _from_file(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError("weights in a file need safetensors: pip install 'hrel_ext[prune]'") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"weights must be in a file that is there, got {str(path)!r}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"weights must be in a whole safetensors file, got {str(path)!r}: {error}") from None
+
+
+def _from_torchvision(weights: str, name: str, download: bool) -> dict[str, Tensor]:
+    try:
+        from torchvision.models import get_model_weights
+    except ImportError as error:
+        raise ImportError(f"the weights {weights} need torchvision: pip install 'hrel_ext[zoo]'") from error
+    try:
+        known = get_model_weights(name)
+    except ValueError:  # not one of torchvision's networks
+        known = {}
+    names = [one.name for one in known]
+    if weights not in names:
+        of_torchvision = ", or of torchvision " + ", ".join(names) if names else f"; torchvision has none for {name}"
+        raise ValueError(f"weights must be a file ending in .safetensors{of_torchvision}, got {weights!r}")
+    entry = known[weights]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/", 1)[-1]
+    if not cached.is_file() and not download:
+        raise FileNotFoundError(
+            f"weights {weights} of {name} are not in {cached}: put {entry.url} there, or ask for the download "
+            "(--download-weights), or give a file of your own (--weights FILE.safetensors)"
+        )
+    return entry.get_state_dict(check_hash=True)
