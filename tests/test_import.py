@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 OPTIONAL = (
-    "torchvision torch_pruning typer rich matplotlib sklearn accelerate safetensors jinja2 onnx onnxruntime onnxscript"
+    "torchvision torch_pruning typer rich matplotlib sklearn accelerate safetensors jinja2 onnx onnxruntime onnxscript "
+    "lightning transformers"
 ).split()
 
 
