@@ -61,8 +61,13 @@ def run_tests(python: str, folder: Path, tests: list[str]) -> dict[str, str | in
 
 
 def table(rows: list[dict[str, str | int]]) -> str:
-    """The rows as a table of Markdown."""
-    lines = ["| Python | PyTorch | wheel | tests passed | skipped |", "|---|---|---|---|---|"]
+    """The rows as a table of Markdown, with a sentence on it."""
+    pairs = " ".join(f"{row['python'].rpartition('.')[0]}:{row['torch'].partition('+')[0]}" for row in rows)
+    lines = [
+        f'Tested in clean environments by `make matrix MATRIX="{pairs}"` ([matrix.json](results/matrix.json)):',
+        "",
+    ]
+    lines += ["| Python | PyTorch | wheel | tests passed | skipped |", "|---|---|---|---|---|"]
     lines += [f"| {r['python']} | {r['torch']} | {r['wheel']} | {r['passed']} | {r['skipped']} |" for r in rows]
     return "\n".join(lines)
 
