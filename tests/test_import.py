@@ -6,7 +6,7 @@ import sys
 
 OPTIONAL = (
     "torchvision torch_pruning typer rich matplotlib sklearn accelerate safetensors jinja2 onnx onnxruntime onnxscript "
-    "tensorboard"
+    "tensorboard lightning transformers"
 ).split()
 
 

@@ -1,0 +1,50 @@
+"""Relevance in a training by Hugging Face's Trainer."""
+# SPDX-License-Identifier: MIT
+
+from collections.abc import Iterable
+from typing import Any
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError as error:
+    text = "hrel_ext.integrations.transformers needs transformers: pip install 'hrel_ext[transformers]'"
+    raise ImportError(text) from error
+
+from torch import nn
+
+from hrel_ext.collect import Batch, collect
+from hrel_ext.scores import Scores
+
+
+class RelevanceCallback(TrainerCallback):
+    """Scores the filters at the end of every so many epochs, by `hrel_ext.collect`, on the rank that writes.
+
+    Args:
+        batches: what is scored on, as for `hrel_ext.collect`: pairs of images and labels; best the same each time, and
+            no test data.
+        every: epochs from one scoring to the next, >= 1.
+        options: as for `hrel_ext.collect`, such as ``layers=[...]``.
+
+    Attributes:
+        scores: epochs that were over, to the `Scores` in bits.
+
+    Raises:
+        ValueError: ``every`` below 1; when training, as `hrel_ext.collect`.
+
+    Example:
+        >>> callback = RelevanceCallback(batches, every=5)  # doctest: +SKIP
+        >>> Trainer(model, arguments, train_dataset=images, callbacks=[callback]).train()  # doctest: +SKIP
+    """
+
+    def __init__(self, batches: Iterable[Batch], *, every: int = 1, **options: Any) -> None:
+        if every < 1:
+            raise ValueError(f"every must be >= 1, got {every}")
+        self.batches, self.every, self.options = batches, every, options
+        self.scores: dict[int, Scores] = {}
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **others: Any
+    ) -> None:
+        epochs = round(state.epoch)
+        if state.is_world_process_zero and epochs % self.every == 0:
+            self.scores[epochs] = collect(model, self.batches, **self.options)

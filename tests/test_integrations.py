@@ -1,0 +1,95 @@
+"""The hooks for Lightning and Hugging Face's Trainer, in trainings by the real packages."""
+# SPDX-License-Identifier: MIT
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import hrel_ext
+
+
+@pytest.fixture
+def images(rng) -> TensorDataset:
+    labels = torch.arange(48) % 3
+    return TensorDataset(torch.rand(48, 3, 8, 8, generator=rng) + labels[:, None, None, None], labels)
+
+
+@pytest.fixture
+def batches(images) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(DataLoader(images, batch_size=24))
+
+
+def is_of(scores: hrel_ext.Scores, model: nn.Module, batches, **options) -> bool:
+    """Whether the scores are those of the model as it is now."""
+    expected = hrel_ext.collect(model, batches, **options)
+    return all(torch.equal(scores[name].per_batch, expected[name].per_batch) for name in expected)
+
+
+def test_lightning_scores_every_other_epoch(images, batches, tmp_path):
+    pytest.importorskip("lightning", reason="needs the extra [lightning]")
+    from lightning.pytorch import LightningModule, Trainer
+
+    from hrel_ext.integrations.lightning import RelevanceCallback
+
+    class Small(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+
+        def forward(self, inputs):
+            return self.net(inputs)
+
+        def training_step(self, batch):
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    torch.manual_seed(0)
+    module, callback = Small(), RelevanceCallback(batches, every=2, where="relu")
+    before = hrel_ext.collect(module, batches, where="relu")
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_epochs=5, accelerator="cpu", callbacks=[callback], default_root_dir=tmp_path, **quiet)
+    trainer.fit(module, DataLoader(images, batch_size=16))
+    assert list(callback.scores) == [2, 4] and module.training
+    assert not torch.equal(callback.scores[2]["net.0"].per_batch, before["net.0"].per_batch)
+    trainer = Trainer(max_epochs=2, accelerator="cpu", callbacks=[callback], default_root_dir=tmp_path, **quiet)
+    trainer.fit(module, DataLoader(images, batch_size=16))
+    assert is_of(callback.scores[2], module, batches, where="relu")  # of the end of the second epoch, as it left it
+
+
+def test_transformers_scores_every_other_epoch(images, batches, tmp_path):
+    pytest.importorskip("transformers", reason="needs the extra [transformers]")
+    from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
+
+    from hrel_ext.integrations.transformers import RelevanceCallback
+
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 4, "hidden_sizes": [4], "depths": [1], "layer_type": "basic", "num_labels": 3}
+    model, callback = ResNetForImageClassification(ResNetConfig(**sizes)), RelevanceCallback(batches, every=2)
+    arguments = TrainingArguments(
+        tmp_path, num_train_epochs=4, per_device_train_batch_size=16, use_cpu=True, report_to=[], save_strategy="no"
+    )
+    rows = [{"pixel_values": pixels, "labels": label} for pixels, label in images]
+    Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train()
+    assert list(callback.scores) == [2, 4]
+    assert is_of(callback.scores[4], model, batches) and not is_of(callback.scores[2], model, batches)
+
+
+@pytest.mark.parametrize("package", ("lightning", "transformers"))
+def test_a_wrong_interval_is_refused(package):
+    pytest.importorskip(package, reason=f"needs the extra [{package}]")
+    module = pytest.importorskip(f"hrel_ext.integrations.{package}")
+    with pytest.raises(ValueError, match=r"^every must be >= 1, got 0$"):
+        module.RelevanceCallback([], every=0)
+
+
+@pytest.mark.parametrize("package", ("lightning", "transformers"))
+def test_without_its_package_an_integration_names_the_extra(package):
+    code = f"import sys; sys.modules['{package}'] = None; import hrel_ext.integrations.{package}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stderr.strip().endswith(f"needs {package}: pip install 'hrel_ext[{package}]'")
