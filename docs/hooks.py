@@ -37,7 +37,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     parts = re.split(r"(^```.*?^```$)", OUTSIDE.sub(r"](repository/\1", markdown), flags=re.M | re.S)
     for i in range(0, len(parts), 2):  # those between the fenced blocks
         text = re.sub(r"(?<!\n)(\n?)\$\$(.+?)\$\$[ ]*\n?", r"\n\n$$\2$$\n\n", parts[i], flags=re.S)
-        lines = text.split("\n")
+        lines = ("\n" * (i > 0) + text).split("\n")
         for before, at in zip(lines, range(1, len(lines)), strict=False):
             start, old = LIST_OR_TABLE.match(lines[at]), LIST_OR_TABLE.match(before)
             if start and before.strip() and not before[0].isspace() and (old and old[0][0]) != start[0][0]:
