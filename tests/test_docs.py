@@ -132,14 +132,38 @@ def test_other_commands_of_the_pages_name_what_is_there():
 # The site
 
 
+def build(root: Path, folder: Path) -> subprocess.CompletedProcess:
+    """`make docs` into another folder. Not with --quiet, which hides the faults from --strict."""
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # it is not about this site
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # not about this site
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = build(ROOT, folder)
+    assert done.returncode == 0 and "Documentation built" in done.stderr, done.stderr
     return folder
+
+
+def test_dead_links_are_found(tmp_path):
+    for name in ("docs", "examples", "results"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    for page in tmp_path.glob("docs/api*.md"):  # without the docstrings, which take most of the time
+        page.write_text(re.sub(r"^:::.*\n(    .*\n)*", "", page.read_text(), flags=re.M))
+    faults = {
+        "[a](faq.md#nowhere)": "contains a link 'faq.md#nowhere', but there is no such anchor on this page",
+        "[b](missing.md)": "contains a link 'missing.md', but the target is not found",
+        "![c](plots/missing.svg)": "contains a link 'plots/missing.svg', but the target is not found",
+        "[d](../results/missing.json)": "contains a link 'repository/results/missing.json', but the target is not found",
+    }
+    with (tmp_path / "docs/faq.md").open("a") as page:
+        page.write("\n" + " ".join(faults))
+    done = build(tmp_path, tmp_path / "site")
+    assert done.returncode == 1 and "Aborted with 4 warnings in strict mode" in done.stderr, done.stderr
+    assert [text for text in faults.values() if text not in done.stderr] == []
 
 
 def test_site_builds_without_a_warning_and_asks_the_network_for_nothing(site):
