@@ -139,9 +139,10 @@ def main() -> None:
     blocks = (labels[:, None] == labels).float()  # L, (N, N)
 
     flat = acts.flatten(1)  # (N, F D), the output of the layer
-    widths = WIDTHS * hrel_ext.mean_distance(flat)  # (W,)
-    grams = [hrel_ext.gram(flat, sigma=width.item()) for width in widths]
-    alignment = torch.stack([2 * torch.log2((k * blocks).sum() / (k.norm() * blocks.norm())) for k in grams])
+    distance = hrel_ext.mean_distance(flat)
+    widths = WIDTHS * distance  # (W,)
+    whole = hrel_ext.gram(flat, sigma=distance) ** (1 / WIDTHS[:, None, None].square())  # (W, N, N), of each width
+    products = (whole * blocks).sum((1, 2)) / (whole.norm(dim=(1, 2)) * blocks.norm())  # (W,)
     relevance = torch.stack([hrel_ext.relevance(acts, labels, sigma=width.item()) for width in widths])  # (W, F)
     label_entropy = terms.label_entropy.item()
 
@@ -150,7 +151,7 @@ def main() -> None:
             "maps": draw_maps(images, labels, dict(zip(names, acts[:, pair].unbind(1), strict=True))),
             "matrices": draw_matrices(dict(zip(names, kernels, strict=True)), blocks, terms),
             "relevance": draw_relevance(null),
-            "widths": draw_widths(widths, alignment, relevance, sigma, label_entropy),
+            "widths": draw_widths(widths, 2 * products.log2(), relevance, sigma, label_entropy),
         }
         for name, figure in pictures.items():
             save(figure, args.plots / f"how_{name}.svg")
@@ -162,7 +163,7 @@ def main() -> None:
         "sigma": sigma,
         "label_entropy_bits": label_entropy,
         "filters": pair,
-        "filter_entropy_bits": terms.entropy.tolist(),
+        "entropy_bits": terms.entropy.tolist(),
         "joint_entropy_bits": terms.joint_entropy.tolist(),
         "relevance_bits": null.relevance.tolist(),
         "debiased_bits": null.debiased.tolist(),

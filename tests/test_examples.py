@@ -47,3 +47,22 @@ def test_information_plane_draws_its_pictures_and_shows_a_degenerate_width(tmp_p
         ("relevance_heatmap", "relevance I(A; Y), bits"),
     ):
         assert label in (tmp_path / f"{name}.svg").read_text()
+
+
+def test_how_it_works_draws_its_pictures_of_the_highest_and_the_lowest_filter(tmp_path):
+    numbers = tmp_path / "numbers.json"
+    command = [sys.executable, ROOT / "examples/how_it_works.py", "--quick", "--plots", tmp_path, "--json", numbers]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(numbers.read_text())
+    relevance, (high, low) = content["relevance_bits"], content["filters"]
+    assert relevance[high] == max(relevance) and relevance[low] == min(relevance)
+    for f, own, joint in zip((high, low), content["entropy_bits"], content["joint_entropy_bits"], strict=True):
+        assert own + content["label_entropy_bits"] - joint == pytest.approx(relevance[f], abs=1e-4)
+    for name, label in (
+        ("maps", "highest"),
+        ("matrices", f"I = S(A) + S(B) - S(A, B) = {relevance[high]:.2f} bits"),
+        ("relevance", "goes first"),
+        ("widths", "the width that is taken"),
+    ):
+        assert label in (tmp_path / f"how_{name}.svg").read_text()
