@@ -19,6 +19,7 @@ MATH_FONT = distribution("ziamath").locate_file("ziamath/fonts/STIXTwoMath-Regul
 OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")  # a link to a file that is not a page
 LIST_OR_TABLE = re.compile(r"(?:- |\d+\. |\|)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
+PICTURE = re.compile(r'(<img [^>]*src="(plots/[^"]*)"[^>]*>)')
 SECTION = re.compile(r"( *)(Args|Attributes|Raises|Warns):")
 
 
@@ -47,13 +48,13 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def on_page_content(content: str, **_: object) -> str:
-    """Formulas become MathML, which browsers draw by themselves."""
+    """Formulas become MathML, which browsers draw by themselves; a picture opens alone, for narrow screens."""
 
     def mathml(found: re.Match[str]) -> str:
         formula = convert(html.unescape(found[2]), display="block" if found[1] == "div" else "inline")
         return formula.replace(r"\_", "_")  # of \texttt
 
-    return FORMULA.sub(mathml, content)
+    return PICTURE.sub(r'<a href="\2">\1</a>', FORMULA.sub(mathml, content))
 
 
 class Docstrings(Extension):
