@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -49,11 +50,11 @@ def test_information_plane_draws_its_pictures_and_shows_a_degenerate_width(tmp_p
         assert label in (tmp_path / f"{name}.svg").read_text()
 
 
-def test_how_it_works_draws_its_pictures_of_the_highest_and_the_lowest_filter(tmp_path):
+def test_how_it_works_draws_its_pictures_of_the_highest_and_the_lowest_filter(tmp_path, monkeypatch):
     numbers = tmp_path / "numbers.json"
-    command = [sys.executable, ROOT / "examples/how_it_works.py", "--quick", "--plots", tmp_path, "--json", numbers]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    options = ["--quick", "--plots", str(tmp_path), "--json", str(numbers)]
+    monkeypatch.setattr(sys, "argv", ["how_it_works.py", *options])
+    runpy.run_path(str(ROOT / "examples/how_it_works.py"), run_name="__main__")
     content = json.loads(numbers.read_text())
     relevance, (high, low) = content["relevance_bits"], content["filters"]
     assert relevance[high] == max(relevance) and relevance[low] == min(relevance)
