@@ -51,9 +51,12 @@ def draw_maps(images: Tensor, labels: Tensor, maps: dict[str, Tensor]) -> Figure
     figure = Figure(figsize=(8, 2.6), layout="constrained")
     panels = figure.subplots(1 + len(maps), len(examples))
     for row, (name, pictures) in zip(panels, {"image": images[:, 0], **maps}.items(), strict=True):
-        limits = {"vmin": pictures.min(), "vmax": pictures.max()}  # of all samples: a dull filter looks dull
+        limits = {
+            "vmin": pictures.min().item(),
+            "vmax": pictures.max().item(),
+        }  # of all samples: a dull filter looks dull
         for axes, example in zip(row, examples, strict=True):
-            axes.imshow(pictures[example], cmap="gray" if name == "image" else "viridis", **limits)
+            axes.imshow(pictures[example].numpy(), cmap="gray" if name == "image" else "viridis", **limits)
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
@@ -67,7 +70,7 @@ def draw_matrices(kernels: dict[str, Tensor], blocks: Tensor, terms: hrel_ext.Re
     panels = figure.subplots(len(kernels), 3, width_ratios=(1, 1, 1.25))
     for i, (row, (name, kernel)) in enumerate(zip(panels, kernels.items(), strict=True)):
         for axes, matrix, title in ((row[0], kernel, "Gram matrix K"), (row[1], kernel * blocks, "K o L, by class")):
-            image = axes.imshow(matrix, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+            image = axes.imshow(matrix.numpy(), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
             axes.set(title=title, xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         row[0].set_ylabel(name)
@@ -80,7 +83,7 @@ def draw_matrices(kernels: dict[str, Tensor], blocks: Tensor, terms: hrel_ext.Re
             (blocks, f"B, labels: S(B) = {of_labels:.2f} bits", LABELS),
         ):
             spectrum = torch.linalg.eigvalsh(matrix.double() / len(matrix)).flip(0).clamp(min=1e-9)
-            row[2].plot(range(1, 1 + len(spectrum)), spectrum, color=color, label=label, linewidth=1.2)
+            row[2].plot(range(1, 1 + len(spectrum)), spectrum.numpy(), color=color, label=label, linewidth=1.2)
         row[2].set(xscale="log", yscale="log", ylim=(1e-5, 1.5), xlabel="number of the eigenvalue", ylabel="eigenvalue")
         row[2].set_title(f"I = S(A) + S(B) - S(A, B) = {own + of_labels - joint:.2f} bits")
         row[2].legend(fontsize=7, loc="lower left")
@@ -93,9 +96,9 @@ def draw_relevance(null: hrel_ext.PermutationNull) -> Figure:
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.add_subplot()
     places = range(len(order))
-    axes.bar(places[:1], null.relevance[order[:1]], color=LOW, width=0.7, label="goes first")
-    axes.bar(places[1:], null.relevance[order[1:]], color=HIGH, width=0.7)
-    low, high = null.null[:, order].quantile(torch.tensor([0.05, 0.95]), dim=0)
+    axes.bar(places[:1], null.relevance[order[:1]].numpy(), color=LOW, width=0.7, label="goes first")
+    axes.bar(places[1:], null.relevance[order[1:]].numpy(), color=HIGH, width=0.7)
+    low, high = null.null[:, order].quantile(torch.tensor([0.05, 0.95]), dim=0).numpy()
     axes.vlines(places, low, high, color="black", linewidth=3, label="labels permuted: 5 % to 95 % of the draws")
     axes.set_xticks(places, order.tolist())
     axes.set(xlabel="filter", ylabel="relevance I(A; Y), bits")
@@ -108,9 +111,9 @@ def draw_widths(widths: Tensor, alignment: Tensor, relevance: Tensor, chosen: fl
     """The alignment of the layer with the labels, and the relevance (W, F) of every filter, against the width (W,)."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(widths, alignment, color=HIGH)
+    left.plot(widths.numpy(), alignment.numpy(), color=HIGH)
     left.set(ylabel="alignment of K with L, bits", title="the layer and the labels")
-    right.plot(widths, relevance, color=HIGH, linewidth=0.8, alpha=0.7)
+    right.plot(widths.numpy(), relevance.numpy(), color=HIGH, linewidth=0.8, alpha=0.7)
     right.axhline(label_entropy, linestyle="--", color=LABELS, label="S(B), all that can be known")
     right.set(ylabel="relevance I(A; Y), bits", title="each filter", ylim=(0, None))
     for axes in (left, right):
