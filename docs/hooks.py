@@ -20,6 +20,7 @@ OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")  # a link to a file that is not a p
 LIST_OR_TABLE = re.compile(r"(?:- |\d+\. |\|)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
 PICTURE = re.compile(r'(<img [^>]*src="(plots/[^"]*)"[^>]*>)')
+NAME = re.compile(r"<code>(hrel_ext(?:\.\w+)+)</code>")
 SECTION = re.compile(r"( *)(Args|Attributes|Raises|Warns):")
 
 
@@ -48,13 +49,20 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def on_page_content(content: str, **_: object) -> str:
-    """Formulas become MathML, which browsers draw by themselves; a picture opens alone, for narrow screens."""
+    """Formulas become MathML, which browsers draw by themselves; names lead to the API; a picture opens alone."""
 
     def mathml(found: re.Match[str]) -> str:
         formula = convert(html.unescape(found[2]), display="block" if found[1] == "div" else "inline")
         return formula.replace(r"\_", "_")  # of \texttt
 
-    return PICTURE.sub(r'<a href="\2">\1</a>', FORMULA.sub(mathml, content))
+    def link(found: re.Match[str]) -> str:
+        name, last = found[1], found[1].split(".")[-1]
+        module = ROOT / "hrel_ext" / f"{last}.py"  # a function with the name of its module has an entry in there
+        target = f"{name}.{last}" if name == f"hrel_ext.{last}" and module.exists() else name
+        return f'<autoref identifier="{target}" optional>{found[0]}</autoref>'
+
+    content = NAME.sub(link, FORMULA.sub(mathml, content))
+    return PICTURE.sub(r'<a href="\2">\1</a>', content)
 
 
 class Docstrings(Extension):
