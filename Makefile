@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: prune test wheel matrix bench bench-gpu format clean
+.PHONY: prune test wheel matrix bench bench-gpu docs format clean
 
 # A real CNN pruned on real images, from nothing: about a minute once PyTorch is there.
 prune: $(VENV)/installed
@@ -41,12 +41,16 @@ bench-gpu:
 	PYTHON=$(PYTHON) benchmarks/gpu/run.sh
 	$(PYTHON) benchmarks/report.py
 
+# The documentation site in site/, which opens from the disk: site/index.html. The variable silences an advertisement.
+docs: $(VENV)/installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: $(VENV)/installed-test
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu')
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site
 
 SOURCES := $(shell find csrc hrel_ext -name '*.so' -prune -o -type f -not -name '*.pyc' -print) CMakeLists.txt setup.py pyproject.toml
 
@@ -58,5 +62,5 @@ $(VENV)/installed: $(VENV)/bin/python $(SOURCES)
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/bin/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet -e '.[prune,cli,zoo,report,export,test]' 'cmake>=3.22,<5' 'ninja>=1.11'
+	$(BIN)/python -m pip install --quiet -e '.[prune,cli,zoo,report,export,docs,test]' 'cmake>=3.22,<5' 'ninja>=1.11'
 	touch $@

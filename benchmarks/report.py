@@ -1,7 +1,7 @@
-"""Writes docs/results.md with its plots and the results table of README.md from the JSON in results/, and prints the
-targets of the CPU: python benchmarks/report.py.
+"""Writes docs/results.md with its plots and the results tables of README.md and docs/index.md from the JSON in
+results/, and prints the targets of the CPU: python benchmarks/report.py.
 
-With --check it writes nothing and fails where one of the two pages is not what the JSON renders to.
+With --check it writes nothing and fails where one of the pages is not what the JSON renders to.
 """
 # SPDX-License-Identifier: MIT
 
@@ -266,10 +266,8 @@ def read_criteria(root: Path) -> dict[str, Json]:
 def render(root: Path) -> dict[Path, str]:
     """Return the files this program writes and what belongs in them."""
     pruning, cpu = json.loads((root / PRUNING).read_text()), read_cpu(root)
-    readme = root / "README.md"
-    head, rest = readme.read_text().split(BEGIN)
     scoring = [*gpu_summary(root, ""), *cpu_tables.speedup_table(cpu, link(CPU, ""))]
-    tables = [head + BEGIN, *pruning_table(pruning, ""), "", *scoring, END]
+    readme = between_marks(root / "README.md", [*pruning_table(pruning, ""), "", *scoring])
     up, plots = "../", Path(PLOT_FOLDER).relative_to("docs").as_posix() + "/"  # from docs/
     studies = {link(path, up): study for path, study in read_criteria(root).items()}
     page = [
@@ -289,7 +287,13 @@ def render(root: Path) -> dict[Path, str]:
         "## Scoring a layer on a GPU",
         *gpu_section(root, up),
     ]
-    return {readme: "\n".join(tables) + rest.split(END)[1], root / "docs/results.md": "\n".join(page) + "\n"}
+    home = between_marks(root / "docs/index.md", pruning_table(pruning, up))
+    return {**readme, **home, root / "docs/results.md": "\n".join(page) + "\n"}
+
+
+def between_marks(path: Path, lines: list[str]) -> dict[Path, str]:
+    head, rest = path.read_text().split(BEGIN)
+    return {path: "\n".join([head + BEGIN, *lines, END]) + rest.split(END)[1]}
 
 
 def draw_plots() -> None:

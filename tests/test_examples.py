@@ -27,6 +27,25 @@ def test_noise_and_null_draws_its_plot_and_tells_informative_filters_from_noise(
     assert "samples in the mini-batch, N" in text and "debiased relevance, bits" in text
 
 
+def test_how_it_works_draws_its_pictures_of_the_highest_and_the_lowest_filter(tmp_path, monkeypatch):
+    numbers = tmp_path / "numbers.json"
+    options = ["--quick", "--plots", str(tmp_path), "--json", str(numbers)]
+    monkeypatch.setattr(sys, "argv", ["how_it_works.py", *options])
+    runpy.run_path(str(ROOT / "examples/how_it_works.py"), run_name="__main__")
+    content = json.loads(numbers.read_text())
+    relevance, (high, low) = content["relevance_bits"], content["filters"]
+    assert relevance[high] == max(relevance) and relevance[low] == min(relevance)
+    for f, own, joint in zip((high, low), content["entropy_bits"], content["joint_entropy_bits"], strict=True):
+        assert own + content["label_entropy_bits"] - joint == pytest.approx(relevance[f], abs=1e-4)
+    for name, label in (
+        ("maps", "highest"),
+        ("matrices", f"I = S(A) + S(B) - S(A, B) = {relevance[high]:.2f} bits"),
+        ("relevance", "goes first"),
+        ("widths", "the width that is taken"),
+    ):
+        assert label in (tmp_path / f"how_{name}.svg").read_text()
+
+
 def test_information_plane_draws_its_pictures_and_shows_a_degenerate_width(tmp_path):
     numbers, plane = tmp_path / "numbers.json", tmp_path / "plane.safetensors"
     command = [sys.executable, ROOT / "examples/information_plane.py", "--quick", "--plots", tmp_path]
