@@ -3,6 +3,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import onnx
@@ -269,6 +270,7 @@ def test_mistakes_end_in_one_line_and_status_2(hrel, saved, tmp_path):
         status, out, err = hrel(*arguments)
         assert (status, out, err.count("\n")) == (2, "", 1) and message in err
     plan = json.loads((saved / "plan.json").read_text())
+    shutil.copy(saved / "model.safetensors", tmp_path)
     (tmp_path / "plan.json").write_text(json.dumps({**plan, "model": "mine"}))
     status, _, err = hrel("bench-model", tmp_path)
     assert status == 2 and "model_fn must be given unless the model is one of" in err
