@@ -33,11 +33,15 @@ CASES = (  # name, images in a batch, share of the latency that is left
 SIDE, TURNS, SEED, TOLERANCE = 32, 15, 1788, 0.1
 
 
+def _images(batch: int) -> torch.Tensor:
+    return torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(SEED))
+
+
 def again(folder: str, batch: int) -> dict[str, float]:
     """Medians in ms of the whole and of the pruned network in ``folder``, and quartiles of the share, by turns."""
     name = json.loads((Path(folder) / "plan.json").read_text())["model"]
     models = [make_model(name), load_pruned(folder)]
-    turns = compare_latency(models, torch.zeros(batch, 3, SIDE, SIDE), turns=TURNS)
+    turns = compare_latency(models, _images(batch), turns=TURNS)
     whole_ms, pruned_ms = (statistics.median(turn.median_ms for turn in measured) for measured in turns)
     shares = [pruned.median_ms / whole.median_ms for whole, pruned in zip(*turns, strict=True)]
     return {"whole_ms": whole_ms, "pruned_ms": pruned_ms, "share": statistics.quantiles(shares, n=4)}
@@ -47,7 +51,7 @@ def measure(name: str, batch: int, share: float) -> dict[str, object]:
     """A row of the results."""
     torch.manual_seed(SEED)
     whole = make_model(name)
-    images = torch.randn(batch, 3, SIDE, SIDE)
+    images = _images(batch)
     (turns,) = compare_latency([whole], images, turns=TURNS)
     asked_ms = share * statistics.median(turn.median_ms for turn in turns)
     model = copy.deepcopy(whole)

@@ -35,6 +35,10 @@ def link(path: str, up: str) -> str:
     return f"[{Path(path).name}]({up}{path})"
 
 
+def _threads(number: int) -> str:
+    return "1 thread" if number == 1 else f"{number} threads"
+
+
 def pruning_table(report: Json, up: str) -> list[str]:
     before, after, filters = report["before"], report["after"], report["filters"]
     rows = [[f"filters, {layer}", str(n), str(filters["after"][layer])] for layer, n in filters["before"].items()]
@@ -42,14 +46,14 @@ def pruning_table(report: Json, up: str) -> list[str]:
         change = 100 * (after[key] / before[key] - 1)
         rows.append([name, f"{before[key]:,}", f"{after[key]:,} ({change:+.1f} %)"])
     batch, threads = before["latency_batch_size"], before["latency_threads"]
-    latency = f"latency, batch of {batch}, {threads} threads"
+    latency = f"latency, batch of {batch}, {_threads(threads)}"
     rows.append([latency, f"{before['latency_ms']:.1f} ms", f"{after['latency_ms']:.1f} ms"])
     points = 100 * (after["test_accuracy"] - before["test_accuracy"])
     tests = [f"{100 * side['test_accuracy']:.2f} %" for side in (before, after)]
     rows.append(["**test accuracy**", tests[0], f"{tests[1]} ({points:+.2f} points)"])
     seconds, environment = report["seconds"]["total"], report["environment"]
     return [
-        f"`{report['command']}` (seed {report['seed']}, {seconds / 60:.1f} minutes on {environment['threads']} cores "
+        f"`{report['command']}` (seed {report['seed']}, {seconds / 60:.1f} minutes on {_threads(environment['threads'])} "
         f"of {environment['processor']}, torch {environment['torch']}; {link(PRUNING, up)}):",
         "",
         *table(["", "before", "after"], rows),
