@@ -53,8 +53,8 @@ def pruning_table(report: Json, up: str) -> list[str]:
     rows.append(["**test accuracy**", tests[0], f"{tests[1]} ({points:+.2f} points)"])
     seconds, environment = report["seconds"]["total"], report["environment"]
     return [
-        f"`{report['command']}` (seed {report['seed']}, {seconds / 60:.1f} minutes on {_threads(environment['threads'])} "
-        f"of {environment['processor']}, torch {environment['torch']}; {link(PRUNING, up)}):",
+        f"`{report['command']}` (seed {report['seed']}, {seconds / 60:.1f} minutes on "
+        f"{_threads(environment['threads'])} of {environment['processor']}, torch {environment['torch']}; {link(PRUNING, up)}):",
         "",
         *table(["", "before", "after"], rows),
     ]
