@@ -54,7 +54,8 @@ def pruning_table(report: Json, up: str) -> list[str]:
     seconds, environment = report["seconds"]["total"], report["environment"]
     return [
         f"`{report['command']}` (seed {report['seed']}, {seconds / 60:.1f} minutes on "
-        f"{_threads(environment['threads'])} of {environment['processor']}, torch {environment['torch']}; {link(PRUNING, up)}):",
+        f"{_threads(environment['threads'])} of {environment['processor']}, torch {environment['torch']}; "
+        f"{link(PRUNING, up)}):",
         "",
         *table(["", "before", "after"], rows),
     ]
