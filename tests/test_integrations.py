@@ -62,6 +62,48 @@ def test_lightning_scores_every_other_epoch(images, batches, tmp_path):
     assert is_of(callback.scores[2], module, batches, where="relu")  # of the end of the second epoch, as it left it
 
 
+TWO_RANKS = """
+import torch
+from torch import nn
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
+from hrel_ext.integrations.lightning import RelevanceCallback
+
+class Small(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3))
+
+    def training_step(self, batch):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def forward(self, inputs):
+        return self.net(inputs)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+torch.manual_seed(0)
+images = TensorDataset(torch.rand(48, 3, 8, 8), torch.arange(48) % 3)
+callback = RelevanceCallback(list(DataLoader(images, batch_size=12)))
+trainer = Trainer(
+    max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", callbacks=[callback],
+    logger=False, enable_checkpointing=False, enable_progress_bar=False,
+)
+trainer.fit(Small(), DataLoader(images, batch_size=12))
+print(f"rank {trainer.global_rank}:", callback.scores[1]["net.0"].per_batch.tolist(), flush=True)
+"""
+
+
+def test_lightning_scores_on_two_ranks_alike(tmp_path):
+    pytest.importorskip("lightning", reason="needs the extra [lightning]")
+    (script := tmp_path / "two_ranks.py").write_text(TWO_RANKS)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(": ") for line in done.stdout.splitlines() if line.startswith("rank "))
+    assert said["rank 0"] == said["rank 1"] and said["rank 0"].count("[") == 5  # four mini-batches
+
+
 def test_transformers_scores_every_other_epoch(images, batches, tmp_path):
     pytest.importorskip("transformers", reason="needs the extra [transformers]")
     from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments

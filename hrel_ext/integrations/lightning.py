@@ -14,15 +14,16 @@ from hrel_ext.scores import Scores
 
 
 class RelevanceCallback(Callback):
-    """Scores the filters at the end of every so many epochs, by `hrel_ext.collect`, on the rank that writes.
+    """Scores the filters at the end of every so many epochs, by `hrel_ext.collect`, which several ranks share.
 
     Args:
-        batches: what is scored on, as for `hrel_ext.collect`; best the same each time, and no test data.
+        batches: what is scored on, as for `hrel_ext.collect`; best the same each time, and no test data; on every rank
+            the same.
         every: epochs from one scoring to the next, >= 1.
         options: as for `hrel_ext.collect`, such as ``where="relu"``.
 
     Attributes:
-        scores: epochs that were over, to the `Scores` in bits.
+        scores: epochs that were over, to the `Scores` in bits, on every rank.
 
     Raises:
         ValueError: ``every`` below 1; when training, as `hrel_ext.collect`.
@@ -41,5 +42,5 @@ class RelevanceCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epochs = trainer.current_epoch + 1
-        if trainer.is_global_zero and epochs % self.every == 0:
+        if epochs % self.every == 0:
             self.scores[epochs] = collect(pl_module, self.batches, **self.options)

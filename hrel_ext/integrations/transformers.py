@@ -17,16 +17,16 @@ from hrel_ext.scores import Scores
 
 
 class RelevanceCallback(TrainerCallback):
-    """Scores the filters at the end of every so many epochs, by `hrel_ext.collect`, on the rank that writes.
+    """Scores the filters at the end of every so many epochs, by `hrel_ext.collect`, which several ranks share.
 
     Args:
-        batches: what is scored on, as for `hrel_ext.collect`: pairs of images and labels; best the same each time, and
-            no test data.
+        batches: what is scored on, as for `hrel_ext.collect`: pairs of images and labels; best the same each time, no
+            test data, and on every rank the same.
         every: epochs from one scoring to the next, >= 1.
         options: as for `hrel_ext.collect`, such as ``layers=[...]``.
 
     Attributes:
-        scores: epochs that were over, to the `Scores` in bits.
+        scores: epochs that were over, to the `Scores` in bits, on every rank.
 
     Raises:
         ValueError: ``every`` below 1; when training, as `hrel_ext.collect`.
@@ -46,5 +46,5 @@ class RelevanceCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **others: Any
     ) -> None:
         epochs = round(state.epoch)
-        if state.is_world_process_zero and epochs % self.every == 0:
+        if epochs % self.every == 0:
             self.scores[epochs] = collect(model, self.batches, **self.options)
