@@ -36,7 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prune convolutional networks by HRel: the filters whose maps tell least about the class labels go first.",
 )
-RANK = int(os.environ.get("RANK", "0"))  # of the processes that torchrun starts; the first one speaks for all
+# Of the processes that torchrun starts the first one speaks for all. A RANK alone may be that of another launcher.
+RANK = int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 console = Console(quiet=RANK > 0)
 
 DataDir = Annotated[

@@ -150,6 +150,13 @@ def test_without_the_extra_a_run_says_how_to_get_its_page(tmp_path, monkeypatch,
     assert f"pip install 'hrel_ext[report]', then hrel report {tmp_path}" in capsys.readouterr().out
 
 
+def test_a_rank_of_another_launcher_does_not_silence_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert "lenet5-mnist" in hrel("recipes", cwd=tmp_path).stdout
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not hrel("recipes", cwd=tmp_path).stdout
+
+
 def test_a_plan_of_a_network_with_residuals_fits_the_screen_and_trains_nothing(tmp_path):
     done = hrel("prune", "resnet56", "--data", "cifar10", "--target", "macs=0.4", "--plan", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
