@@ -15,6 +15,7 @@ Rates are measured where `Rates.measured` says so; all else is assumed.
 import json
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hrel_ext.collect import evaluation_mode
 from hrel_ext.pruning import plan, schedule
 from hrel_ext.recipes import Recipe, Stage
 from hrel_ext.scores import MOST_ROWS
@@ -237,10 +239,7 @@ def cpu_rates(results: Path, model: str) -> Rates:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    file = results / CPU_FILE
-    if not file.exists():
-        raise FileNotFoundError(f"{file} must be there: python benchmarks/throughput.py writes it; or give --results")
-    found = json.loads(file.read_text())
+    found = _read(results / CPU_FILE, "python benchmarks/throughput.py")
     networks = found["networks"]
     measured = [
         f"{', '.join(networks)}: forward, training step, scoring; all-reduce of two local processes; JPEG files"
@@ -274,10 +273,7 @@ def gpu_rates(results: Path, model: str) -> Rates:
         FileNotFoundError: there are no such files.
     """
     cpu = cpu_rates(results, model)
-    file = results / GPU_FILE
-    if not file.exists():
-        raise FileNotFoundError(f"{file} must be there: benchmarks/gpu/run.sh writes it; or give --results")
-    found = json.loads(file.read_text())
+    found = _read(results / GPU_FILE, "benchmarks/gpu/run.sh")
     rows = [row for row in found["rows"] if row["network"] == model] or found["rows"]
     whose = model if any(row["network"] == model for row in rows) else "all layers"
     rate = GPU_SHARE * found["ceilings"]["tf32_flops_per_s"] / 2  # a multiply-accumulate is two operations
@@ -302,6 +298,12 @@ def gpu_rates(results: Path, model: str) -> Rates:
     )
 
 
+def _read(file: Path, writer: str) -> Mapping[str, Any]:
+    if not file.exists():
+        raise FileNotFoundError(f"{file} must be there: {writer} writes it; or give --results")
+    return json.loads(file.read_text())
+
+
 def _operations(row: Mapping[str, Any]) -> float:
     samples, filters, *maps = row["shape"]
     return row["layers_of_this_shape"] * score_operations(samples, math.prod(maps), filters)
@@ -318,11 +320,10 @@ def map_sizes(model: nn.Module, example: Tensor) -> dict[str, int]:
     def hook(name: str) -> Any:
         return lambda module, inputs, output: sizes.__setitem__(name, math.prod(output.shape[2:]))
 
-    hooks = [m.register_forward_hook(hook(name)) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
-    try:
-        with torch.no_grad():
-            model.eval()(example)
-    finally:
-        for each in hooks:
-            each.remove()
+    with ExitStack() as stack, torch.no_grad():
+        stack.enter_context(evaluation_mode(model))
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d):
+                stack.enter_context(module.register_forward_hook(hook(name)))
+        model(example)
     return sizes
