@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from hrel_ext import experiment
+from hrel_ext import experiment, recording
 from hrel_ext.pruning import DamagedCheckpointWarning, prune, train
 from hrel_ext.pruning.resume import Checkpoints
 from hrel_ext.recipes import RECIPES, Stage
@@ -138,9 +138,9 @@ def test_a_run_goes_on_after_an_error_and_shows_what_was_done(tmp_path):
 
 def test_the_clock_of_a_run_adds_up_its_parts(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(experiment.time, "perf_counter", lambda: now[0])
-    assert experiment._Clock(tmp_path, going_on=False).parts == 1
-    clock = experiment._Clock(tmp_path, going_on=True)  # killed at once
+    monkeypatch.setattr(recording.time, "perf_counter", lambda: now[0])
+    assert recording.Clock(tmp_path, going_on=False).parts == 1
+    clock = recording.Clock(tmp_path, going_on=True)  # killed at once
     with pytest.raises(KeyboardInterrupt), clock.time("total"):
         now[0] += 1
         with clock.time("train"):
@@ -148,13 +148,13 @@ def test_the_clock_of_a_run_adds_up_its_parts(tmp_path, monkeypatch):
             clock.save()
             now[0] += 4
             raise KeyboardInterrupt
-    clock = experiment._Clock(tmp_path, going_on=True)
+    clock = recording.Clock(tmp_path, going_on=True)
     assert clock.parts == 3 and clock.seconds == {"total": 7, "train": 6}
     with clock.time("total"):
         now[0] += 8
         clock.save()
         now[0] += 16  # killed here
-        assert experiment._Clock(tmp_path, going_on=True).seconds == {"total": 15, "train": 6}
+        assert recording.Clock(tmp_path, going_on=True).seconds == {"total": 15, "train": 6}
     assert clock.seconds == {"total": 31, "train": 6}
 
 
