@@ -15,7 +15,7 @@ test: $(VENV)/installed-test
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/ctest -DHREL_PYTHON=OFF -DHREL_TESTS=ON -DHREL_CUDA=OFF
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/ctest
 	PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir build/ctest --output-on-failure --parallel 2 $(CTEST_ARGUMENTS)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # dist/: the sdist, and the wheel that is built from it, tagged by auditwheel for the oldest systems whose C and C++
 # libraries have its symbols. HREL_CUDA=ON adds the CUDA kernels, whose runtime is linked in.
