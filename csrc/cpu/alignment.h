@@ -303,7 +303,8 @@ HREL_HD void alignment_of_group(AlignmentProblem<Scalar> const& problem, Index f
   DistanceScratch<Pack> const distances(memory, n);
   AlignmentScratch<Value> const scratch(memory);
   FilterSource<Scalar, Pack> const source{problem.acts, first_filter, num_filters, splat<Pack>(1)};
-  squared_distances(source, problem.labels.order, distances, triangle);
+  auto const known = [](int) { return KnownToRoot{}; };
+  squared_distances(source, problem.labels.order, known, distances, triangle);
   double mean[Lanes<Pack>::kCount];
   mean_distances(triangle, n, mean);
   for (int lane = 0; lane < num_filters; ++lane) {
@@ -332,7 +333,7 @@ template <class Pack, class Scalar>
 HREL_HD void distances_of_slice(ActivationView<Scalar> const& acts, Index const* order, Index begin, Index end,
                                 Scalar* distances, Scratch memory) {
   MapScratch<Pack> const s(memory, acts.num_samples);
-  squared_distances_of_map<Pack>(map_of_layer(acts), order, begin, end, 1, s);
+  squared_distances_of_map<Pack>(map_of_layer(acts), order, begin, end, 1, KnownToRoot{}, s);
   for_each_element(acts.num_samples, [&](Index offset, Index row, Index column, int)
                                          __attribute__((always_inline)) { distances[offset] = s.row(row)[column]; });
 }

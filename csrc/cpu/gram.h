@@ -1,5 +1,5 @@
-// Squared distances d2_ij = |x_i - x_j|^2 of the maps of a group of filters, for one filter a lane. The differences
-// are squared as they are: the product form |x_i|^2 + |x_j|^2 - 2 x_i.x_j would cancel for outliers and offsets.
+// Squared distances d2_ij = |x_i - x_j|^2 of the maps of a group of filters, for one filter a lane. Side by side the
+// differences are squared as they are: products (cpu/map_distances.h) would need a second way for outliers and offsets.
 // SPDX-License-Identifier: MIT
 #pragma once
 #include "cpu/lanes.h"
@@ -111,15 +111,15 @@ HREL_HD void squared_distances_side_by_side(FilterSource<Scalar, Pack> const& so
 }
 
 // One filter after the other, each into its lane.
-template <class Scalar, class Pack>
+template <class Scalar, class Pack, class IsKnown>
 HREL_HD void squared_distances_in_turn(FilterSource<Scalar, Pack> const& source, Index const* order,
-                                       MapScratch<Pack> const& s, Pack* triangle) {
+                                       IsKnown const& is_known, MapScratch<Pack> const& s, Pack* triangle) {
   using Value = typename Lanes<Pack>::Scalar;
   constexpr int kLanes = Lanes<Pack>::kCount;
   Index const tiles = num_tiles(source.acts.num_samples);
   for (int lane = 0; lane < source.num_filters; ++lane) {
     squared_distances_of_map<Pack>(map_of_filter(source.acts, source.first_filter + lane), order, 0,
-                                   source.acts.num_features, source.scale[lane], s);
+                                   source.acts.num_features, source.scale[lane], is_known(lane), s);
     for (Index tile_row = 0; tile_row < tiles; ++tile_row) {
       for (Index tile_column = 0; tile_column <= tile_row; ++tile_column) {
         Value* const out = reinterpret_cast<Value*>(triangle + tile_offset(tile_row, tile_column)) + lane;
@@ -145,12 +145,13 @@ struct DistanceScratch {
   Pack* staged;
 };
 
-// triangle = d2; the diagonal is 0, or NaN where a value is NaN or infinite.
-template <class Scalar, class Pack>
-HREL_HD void squared_distances(FilterSource<Scalar, Pack> const& source, Index const* order,
+// triangle = d2; the diagonal is 0, or NaN where a value is NaN or infinite. is_known(lane) says what is known well
+// enough of long maps, see cpu/map_distances.h.
+template <class Scalar, class Pack, class IsKnown>
+HREL_HD void squared_distances(FilterSource<Scalar, Pack> const& source, Index const* order, IsKnown const& is_known,
                                DistanceScratch<Pack> const& s, Pack* triangle) {
   if (has_long_maps(source.acts)) {
-    squared_distances_in_turn(source, order, s.map, triangle);
+    squared_distances_in_turn(source, order, is_known, s.map, triangle);
   } else {
     squared_distances_side_by_side(source, order, s.staged, triangle);
   }

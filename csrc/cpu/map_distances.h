@@ -1,8 +1,12 @@
 // Squared distances between the maps of one filter, or between the outputs of a whole layer, samples in lanes: for maps
-// of many positions, whose values are then read in long runs, and whose differences keep both the multipliers and the
-// adders busy. Positions are summed one after the other, as in cpu/gram.h, so that both give the same bits.
-// SPDX-License-Identifier: MIT
+// of many positions, whose values are then read in long runs. In float32 by products, one multiply-add for each pair
+// and position,
+//   d2_ij = |x_i|^2 + |x_j|^2 - 2 x_i . x_j,  x relative to the mean of a few samples,
+// whose error is about 2^-21 (|x_i|^2 + |x_j|^2). Where that is too much (an outlier, a narrow width), and in float64,
+// by differences. SPDX-License-Identifier: MIT
 #pragma once
+#include <type_traits>
+
 #include "cpu/lanes.h"
 #include "cpu/scratch.h"
 #include "cpu/triangle.h"
@@ -47,66 +51,106 @@ HREL_HD MapView<Scalar> map_of_layer(ActivationView<Scalar> const& acts) {
           acts.feature_stride, acts.filter_stride};
 }
 
-// Scratch of one map.
+// Scratch of one map; `Pack` is that of the group, here samples lie in the widest packs.
 template <class Pack>
 struct MapScratch {
-  static constexpr Index kLanes = Lanes<Pack>::kCount, kStep = kBlockRows > kLanes ? kBlockRows : kLanes;
+  using Wide = WidePack<Pack>;
+  using Value = typename Lanes<Pack>::Scalar;
+  static constexpr Index kLanes = Lanes<Wide>::kCount, kStep = kBlockRows > kLanes ? kBlockRows : kLanes;
 
   MapScratch(Scratch& memory, Index n)
       : num_rows((n + kStep - 1) / kStep * kStep),
         packs(num_rows / kLanes),
-        panel(memory.take<Pack>(packs * kBlockPositions)),
-        squares(memory.take<Pack>(num_rows * packs)) {}
+        panels(memory.take<Wide>(2 * packs * kBlockPositions)),
+        centre(memory.take<Value>(kBlockPositions)),
+        squares(memory.take<Wide>(num_rows * packs)) {}
 
   Index num_rows, packs;  // samples rounded up, and the same in packs
-  Pack* panel;            // [packs, kBlockPositions] one sample a lane
-  Pack* squares;          // [num_rows, packs] the lower triangle of d2
+  Wide* panels;           // [2, packs, kBlockPositions] one sample a lane
+  Value* centre;          // [kBlockPositions] that positions are relative to
+  Wide* squares;          // [num_rows, packs] the lower triangle of x_i . x_j, then of d2
 
-  HREL_HD typename Lanes<Pack>::Scalar const* row(Index i) const {
-    return reinterpret_cast<typename Lanes<Pack>::Scalar const*>(squares + i * packs);
+  HREL_HD Value const* row(Index i) const { return reinterpret_cast<Value const*>(squares + i * packs); }
+};
+
+// What is summed over the positions.
+struct Product {
+  static constexpr bool kCentred = true;  // the smaller the values, the less a difference of products loses
+  template <class Value, class Pack>
+  HREL_HD static void add(Value row, Pack column, Pack& sum) {
+    sum += row * column;
+  }
+};
+struct SquaredDifference {
+  static constexpr bool kCentred = false;
+  template <class Value, class Pack>
+  HREL_HD static void add(Value row, Pack column, Pack& sum) {
+    Pack const difference = row - column;
+    sum += difference * difference;
   }
 };
 
-// panel = positions first .. first + positions - 1 of all samples, times scale.
+// Where the samples of one pack begin in memory, one a lane; lanes past the last sample repeat the first one.
 template <class Pack, class Scalar>
-HREL_HD void pack_positions(MapView<Scalar> const& map, Index const* order, Index first, Index positions,
-                            typename Lanes<Pack>::Scalar scale, MapScratch<Pack> const& s) {
+HREL_HD void samples_of_pack(MapView<Scalar> const& map, Index const* order, Index pack, Scalar const** sample) {
+  constexpr int kLanes = Lanes<Pack>::kCount;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    Index const i = pack * kLanes + lane;
+    sample[lane] = map.data + order[i < map.num_samples ? i : 0] * map.sample_stride;
+  }
+}
+
+// Asks for what pack_positions will read: lines of 64 bytes, in the second-level cache.
+template <class Pack, class Scalar>
+HREL_HD void fetch_positions(MapView<Scalar> const& map, Index const* order, Index pack, Index first, Index positions) {
+  constexpr Index kLine = 64 / sizeof(Scalar);
+  if (!map.is_contiguous()) return;
+  Scalar const* sample[Lanes<Pack>::kCount];
+  samples_of_pack<Pack>(map, order, pack, sample);
+  for (Scalar const* values : sample) {
+    for (Index p = 0; p < positions; p += kLine) __builtin_prefetch(values + first + p, 0, 2);
+  }
+}
+
+// out = positions first .. first + positions - 1 of the samples of one pack, times scale; with kCentred less the mean
+// of the first four samples, which pack 0 finds for the others.
+template <bool kCentred, class Pack, class Scalar>
+HREL_HD void pack_positions(MapView<Scalar> const& map, Index const* order, Index pack, Index first, Index positions,
+                            typename Lanes<Pack>::Scalar scale, typename Lanes<Pack>::Scalar* __restrict centre,
+                            Pack* __restrict out) {
   using Value = typename Lanes<Pack>::Scalar;
   constexpr int kLanes = Lanes<Pack>::kCount;
-  bool const contiguous = map.is_contiguous();
-  for (Index pack = 0; pack < s.packs; ++pack) {
-    Pack* __restrict const out = s.panel + pack * kBlockPositions;
-    Scalar const* sample[kLanes];  // lanes past the last sample repeat the first one
-    for (int lane = 0; lane < kLanes; ++lane) {
-      Index const i = pack * kLanes + lane;
-      sample[lane] = map.data + order[i < map.num_samples ? i : 0] * map.sample_stride + (contiguous ? first : 0);
-    }
-    if (contiguous) {
-      interleave(sample, 1, positions, splat<Pack>(scale), out, 1);
-      continue;
-    }
+  Scalar const* sample[kLanes];
+  samples_of_pack<Pack>(map, order, pack, sample);
+  if (map.is_contiguous()) {
+    for (Scalar const*& values : sample) values += first;
+    interleave(sample, 1, positions, splat<Pack>(scale), out, 1);
+  } else {
     for (Index p = 0; p < positions; ++p) {
       Index const place = map.offset(first + p);
       Pack values;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int lane = 0; lane < kLanes; ++lane) values[lane] = static_cast<Value>(sample[lane][place]);
       out[p] = values * scale;
     }
   }
+  if constexpr (kCentred) {
+    static_assert(kLanes >= 4);
+    for (Index p = 0; p < positions; ++p) {
+      if (pack == 0) centre[p] = ((out[p][0] + out[p][1]) + (out[p][2] + out[p][3])) * Value(0.25);
+      out[p] -= centre[p];
+    }
+  }
 }
 
-// kBlockRows rows and kPacks packs of columns: squares += (row - column)^2 over the packed positions.
-template <int kPacks, class Pack>
-HREL_HD void add_squared_differences(typename Lanes<Pack>::Scalar const* rows, Pack const* columns, Index positions,
-                                     Pack* squares, Index packs) {
+// kBlockRows rows and kPacks packs of columns: sums += Term of row and column over the packed positions. The sum of a
+// block begins at 0: one long float32 sum would lose digits.
+template <class Term, int kPacks, class Pack>
+HREL_HD void add_terms(typename Lanes<Pack>::Scalar const* rows, Pack const* columns, Index positions, Pack* sums,
+                       Index packs) {
   using Value = typename Lanes<Pack>::Scalar;
   constexpr int kLanes = Lanes<Pack>::kCount;
-  Pack sum[kBlockRows][kPacks];
-#pragma GCC unroll 8
-  for (int r = 0; r < kBlockRows; ++r) {
-#pragma GCC unroll 3
-    for (int c = 0; c < kPacks; ++c) sum[r][c] = squares[r * packs + c];
-  }
+  Pack sum[kBlockRows][kPacks] = {};
   for (Index p = 0; p < positions; ++p) {
     Pack column[kPacks];
 #pragma GCC unroll 3
@@ -115,44 +159,114 @@ HREL_HD void add_squared_differences(typename Lanes<Pack>::Scalar const* rows, P
     for (int r = 0; r < kBlockRows; ++r) {
       Value const row = rows[(r / kLanes * kBlockPositions + p) * kLanes + r % kLanes];
 #pragma GCC unroll 3
-      for (int c = 0; c < kPacks; ++c) {
-        Pack const difference = row - column[c];
-        sum[r][c] += difference * difference;
-      }
+      for (int c = 0; c < kPacks; ++c) Term::add(row, column[c], sum[r][c]);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kBlockRows; ++r) {
 #pragma GCC unroll 3
-    for (int c = 0; c < kPacks; ++c) squares[r * packs + c] = sum[r][c];
+    for (int c = 0; c < kPacks; ++c) sums[r * packs + c] += sum[r][c];
   }
 }
 
-// s.squares = d2 over positions begin .. end - 1; the diagonal is 0, or NaN where a value is NaN or infinite.
-template <class Pack, class Scalar>
-HREL_HD void squared_distances_of_map(MapView<Scalar> const& map, Index const* order, Index begin, Index end,
-                                      typename Lanes<Pack>::Scalar scale, MapScratch<Pack> const& s) {
+// s.squares = sum of Term over positions begin .. end - 1, of the lower triangle.
+template <class Term, class Pack, class Scalar>
+HREL_HD void sum_over_positions(MapView<Scalar> const& map, Index const* order, Index begin, Index end,
+                                typename Lanes<Pack>::Scalar scale, MapScratch<Pack> const& s) {
+  using Wide = WidePack<Pack>;
   using Value = typename Lanes<Pack>::Scalar;
-  constexpr int kLanes = Lanes<Pack>::kCount;
-  for (Index q = 0; q < s.num_rows * s.packs; ++q) s.squares[q] = Pack{};
+  constexpr int kLanes = Lanes<Wide>::kCount;
+  for (Index q = 0; q < s.num_rows * s.packs; ++q) s.squares[q] = Wide{};
+  auto const positions_from = [&](Index first) {
+    return end - first < kBlockPositions ? end - first : kBlockPositions;
+  };
+  Wide *panel = s.panels, *next_panel = panel + s.packs * kBlockPositions;
+  for (Index pack = 0; pack < s.packs; ++pack) {
+    pack_positions<Term::kCentred>(map, order, pack, begin, positions_from(begin), scale, s.centre,
+                                   panel + pack * kBlockPositions);
+  }
   for (Index first = begin; first < end; first += kBlockPositions) {
-    Index const positions = end - first < kBlockPositions ? end - first : kBlockPositions;
-    pack_positions(map, order, first, positions, scale, s);
+    Index const positions = positions_from(first), next = first + positions;
     for (Index i = 0; i < s.num_rows; i += kBlockRows) {
-      Value const* const rows = reinterpret_cast<Value const*>(s.panel + i / kLanes * kBlockPositions) + i % kLanes;
+      // The next positions are fetched during these sums, of a few samples at a time: samples lie a power of two apart
+      // in memory, and all of them at once would drive each other from the cache.
+      Index const first_pack = i / kLanes, end_pack = next < end ? (i + kBlockRows) / kLanes : first_pack;
+      for (Index pack = first_pack; pack < end_pack; ++pack) {
+        fetch_positions<Wide>(map, order, pack, next, positions_from(next));
+      }
+      Value const* const rows = reinterpret_cast<Value const*>(panel + i / kLanes * kBlockPositions) + i % kLanes;
       Index const past_diagonal = (i + kBlockRows + kLanes - 1) / kLanes;
-      Pack* const squares = s.squares + i * s.packs;
+      Wide* const sums = s.squares + i * s.packs;
       Index c = 0;
       for (; c + kBlockPacks <= past_diagonal; c += kBlockPacks) {
-        add_squared_differences<kBlockPacks>(rows, s.panel + c * kBlockPositions, positions, squares + c, s.packs);
+        add_terms<Term, kBlockPacks>(rows, panel + c * kBlockPositions, positions, sums + c, s.packs);
       }
       if (c + 2 == past_diagonal) {
-        add_squared_differences<2>(rows, s.panel + c * kBlockPositions, positions, squares + c, s.packs);
+        add_terms<Term, 2>(rows, panel + c * kBlockPositions, positions, sums + c, s.packs);
       } else if (c + 1 == past_diagonal) {
-        add_squared_differences<1>(rows, s.panel + c * kBlockPositions, positions, squares + c, s.packs);
+        add_terms<Term, 1>(rows, panel + c * kBlockPositions, positions, sums + c, s.packs);
+      }
+      for (Index pack = first_pack; pack < end_pack; ++pack) {
+        pack_positions<Term::kCentred>(map, order, pack, next, positions_from(next), scale, s.centre,
+                                       next_panel + pack * kBlockPositions);
       }
     }
+    Wide* const packed = next_panel;
+    next_panel = panel;
+    panel = packed;
   }
+}
+
+// Whether products know d2 well enough, by the sum |x_i|^2 + |x_j|^2 that their error goes with.
+// For exp(-d2 / sigma^2), to 2^-20: near pairs far from the mean count most, e^t >= 1 + t + t^2 / 2.
+struct KnownToKernel {
+  float variance;  // sigma^2
+  template <class Pack>
+  HREL_HD auto operator()(Pack sum, Pack distance) const {
+    Pack const t = distance * (1 / variance);
+    return sum <= (1 + t * (1 + t * 0.5F)) * (2 * variance);
+  }
+};
+// For the distance itself, to 2^-12 of it, and the less of the mean distance.
+struct KnownToRoot {
+  template <class Pack>
+  HREL_HD auto operator()(Pack sum, Pack distance) const {
+    return sum <= distance * 1024;
+  }
+};
+
+// d2 from the products in s.squares; false where one of them is not known well enough. Equal samples have distance 0
+// without error.
+template <class Pack, class IsKnown>
+HREL_HD bool distances_of_products(IsKnown const& is_known, MapScratch<Pack> const& s) {
+  using Wide = WidePack<Pack>;
+  constexpr Index kLanes = Lanes<Wide>::kCount;
+  auto* const norms = reinterpret_cast<typename Lanes<Pack>::Scalar*>(s.panels);  // which are done with
+  for (Index i = 0; i < s.num_rows; ++i) norms[i] = s.row(i)[i];
+  auto known = Wide{} <= Wide{};
+  for (Index i = 0; i < s.num_rows; ++i) {
+    Wide* const row = s.squares + i * s.packs;
+    for (Index c = 0; c <= i / kLanes; ++c) {
+      Wide const norm = load<Wide>(norms + c * kLanes), sum = norm + norms[i], distance = sum - 2 * row[c];
+      row[c] = distance > 0 ? distance : Wide{};
+      known &= (distance == 0 & norm == norms[i]) | is_known(sum, distance);
+    }
+  }
+  bool all = true;
+  for (Index lane = 0; lane < kLanes; ++lane) all = all && known[lane] != 0;
+  return all;
+}
+
+// s.squares = d2 over positions begin .. end - 1; the diagonal is 0, or NaN where a value is NaN or infinite.
+template <class Pack, class Scalar, class IsKnown>
+HREL_HD void squared_distances_of_map(MapView<Scalar> const& map, Index const* order, Index begin, Index end,
+                                      typename Lanes<Pack>::Scalar scale, IsKnown const& is_known,
+                                      MapScratch<Pack> const& s) {
+  if constexpr (std::is_same_v<typename Lanes<Pack>::Scalar, float>) {
+    sum_over_positions<Product>(map, order, begin, end, scale, s);
+    if (distances_of_products(is_known, s)) return;
+  }
+  sum_over_positions<SquaredDifference>(map, order, begin, end, scale, s);
 }
 
 }  // namespace hrel::cpu::HREL_LEVEL

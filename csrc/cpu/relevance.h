@@ -42,6 +42,14 @@ HREL_HD Pack centred_gaussian(Pack* triangle, Index n, Pack inverse_sigma) {
   return not_finite;
 }
 
+// What distances are known well enough for the kernel of a lane.
+template <class Pack>
+HREL_HD auto known_to_kernel(Pack inverse_sigma) {
+  return [=](int lane) __attribute__((always_inline)) {
+    return KnownToKernel{static_cast<float>(1 / (inverse_sigma[lane] * inverse_sigma[lane]))};
+  };
+}
+
 // s.triangle = A - 11'/N of the filters first_filter .. first_filter + num_filters - 1; returns as centred_gaussian.
 template <class Pack, class Scalar>
 HREL_HD Pack centred_gaussian_of_group(ActivationView<Scalar> const& acts, Index const* order, Scalar const* sigma,
@@ -55,7 +63,8 @@ HREL_HD Pack centred_gaussian_of_group(ActivationView<Scalar> const& acts, Index
     scale[lane] = static_cast<Value>(power);
     inverse_sigma[lane] = static_cast<Value>(1 / (width * power));
   }
-  squared_distances(FilterSource<Scalar, Pack>{acts, first_filter, num_filters, scale}, order, s.distances, s.triangle);
+  squared_distances(FilterSource<Scalar, Pack>{acts, first_filter, num_filters, scale}, order,
+                    known_to_kernel(inverse_sigma), s.distances, s.triangle);
   return centred_gaussian(s.triangle, acts.num_samples, inverse_sigma);
 }
 

@@ -56,7 +56,7 @@ void add_stages_of_group(RelevanceProblem<float> const& problem, Index first_fil
     seconds[stage] += seconds_since(start);
     start = Clock::now();
   };
-  squared_distances(source, problem.labels.order, s.distances, s.triangle);
+  squared_distances(source, problem.labels.order, known_to_kernel(inverse_sigma), s.distances, s.triangle);
   end(kDistances);
   centred_gaussian(s.triangle, n, inverse_sigma);
   end(kExp);
