@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 CASES = (  # name, images in a batch, share of the latency that is left
     ("vgg16", 8, 0.3),
     ("vgg16", 8, 0.6),
-    ("resnet56", 8, 0.6),
+    ("resnet56", 64, 0.7),
     ("resnet18", 8, 0.5),
 )
 SIDE, TURNS, SEED, TOLERANCE = 32, 15, 1788, 0.1
