@@ -3,6 +3,9 @@
 The kernel of a set S is the product of the kernels of its filters, so that squared distances add:
 
     K_S,ij = exp(-sum_f |x_f,i - x_f,j|^2 / sigma_f^2),   I(T_S; Y) = S(A_S) + S(B) - S(A_S o B / tr(A_S o B)), bits.
+
+A copy of a filter is a function of it and tells nothing more, but its distances narrow K_S, which raises the estimate.
+So copies are found by their distances: their conditional relevance is 0, and a selection leaves them to the end.
 """
 # SPDX-License-Identifier: MIT
 
@@ -24,6 +27,11 @@ from hrel_ext.relevance import filter_widths
 
 METHODS = ("forward", "backward")
 LARGEST_EXPONENT = 1024.0  # exp(-1024) is 0 in float64: a sum of exponents cut here gives the same kernel, never inf
+# What may be left of a filter's kernel, as a share of its variance over pairs of samples, once that of the filter it is
+# a copy of is taken away. With 10 % of noise, a copy of 16 values a map or more leaves up to 0.03; a filter of
+# a trained LeNet-5 leaves 0.045 or more of any other.
+LEFT_OF_COPY = 0.03
+ROUNDING_OF_COPY = 1e-12  # of the sum of squares of float64 numbers, added up in different orders
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +73,9 @@ def joint_relevance(
         K_S,ij = exp(-sum_{f in S} |x_f,i - x_f,j|^2 / sigma_f^2).
 
     For one filter it is ``relevance``. For all filters and one width it is the relevance of the layer's output taken
-    as one map. It tends to S(B) where so many distances add up that K_S is nearly the identity: compare sets of one
-    size only, and see ``select_filters`` on the width.
+    as one map, copies included: two copies are one filter of a width narrower by sqrt(2), for which the estimate is
+    larger, though they tell no more than one. It tends to S(B) where so many distances add up that K_S is nearly the
+    identity: compare sets of one size without copies only, and see ``select_filters`` on the width.
 
     Args:
         acts: (N, F, *spatial), floating point, any strides; never modified.
@@ -116,8 +125,10 @@ def conditional_relevance(
 
         I(T_f; Y | T_S) = I(T_{S + f}; Y) - I(T_S; Y) = S(A_{S+f}) + S(A_S, B) - S(A_{S+f}, B) - S(A_S)
 
-    A copy of a filter of S does what a width narrower by sqrt(2) would: it adds little where the filter's kernel is
-    near 0 or 1 for every pair of samples, and more with a wide one. The result can be negative.
+    It is 0 for a copy of a filter of S, whatever I(T_{S + f}; Y) is: what is computed from T_S alone tells nothing new.
+    A copy is a filter whose distances are a multiple of the other's but for 3 % of their variance, as those of a scaled
+    copy are, and with 10 % of noise still (docs/math.md). The result can be negative for other filters. Those of
+    filters added one after the other sum to their joint relevance, if none is a copy of one before.
 
     Args:
         acts: (N, F, *spatial), floating point, any strides; never modified.
@@ -126,8 +137,8 @@ def conditional_relevance(
         sigma, alpha, label_sigma: as for ``joint_relevance``.
 
     Returns:
-        (F,), bits, on the device of ``acts``, 0 for the filters of S; float64 for float64 input, else float32. Not
-        differentiable.
+        (F,), bits, on the device of ``acts``, 0 for the filters of S and their copies; float64 for float64 input, else
+        float32. Not differentiable.
 
     Raises:
         TypeError, ValueError: as ``joint_relevance``.
@@ -138,15 +149,15 @@ def conditional_relevance(
         >>> # Given the first filter, its copy tells nothing, the third one bit.
         >>> labels = torch.arange(8) % 4
         >>> acts = torch.stack([labels // 2, labels // 2, labels % 2], dim=1).float()  # (8, 3)
-        >>> [round(bits, 3) + 0.0 for bits in hrel_ext.conditional_relevance(acts, labels, [0], sigma=0.1).tolist()]
+        >>> [round(bits, 3) for bits in hrel_ext.conditional_relevance(acts, labels, [0], sigma=0.1).tolist()]
         [0.0, 0.0, 1.0]
     """
     held = _filters("given", given, acts)
     task = _task(acts, labels, None, sigma=sigma, alpha=alpha, label_sigma=label_sigma)
-    others = np.setdiff1d(np.arange(acts.shape[1]), held)
+    others = np.flatnonzero(~_copies([task], held).any(1))  # (n,), not in S either
     together = _sum_of(task, held)
     result = task.exponents.new_zeros(len(task.exponents))  # (F,)
-    added = task.relevances_with(together, others) - task.relevances(together.value.exp()[None])  # (F - |S|,), float64
+    added = task.relevances_with(together, others) - task.relevances(together.value.exp()[None])  # (n,), float64
     result[torch.from_numpy(others).to(acts.device)] = added.to(result)
     return result
 
@@ -163,17 +174,17 @@ def select_filters(
     """Choose ``keep`` filters that tell much about the labels together, one at a time.
 
     "forward" starts with no filter and takes the one that makes I(T_S; Y) largest, "backward" starts with all and
-    removes the one without which I(T_S; Y) stays largest; over several mini-batches it is the mean. A filter whose
-    kernel is 0 or 1 and repeats that of the set gains nothing. Where kernels lie in between, as those of real maps do,
-    the copy of a strong filter narrows the kernel of the set, and can gain more than a weak filter that tells
-    something new (docs/math.md): remove exact copies beforehand.
+    removes the one without which I(T_S; Y) stays largest; over several mini-batches it is the mean. Copies, as in
+    ``conditional_relevance`` but by the distances in all mini-batches together, wait: of several, the one of the higher
+    relevance of its own takes part, or of equal ones that of the lower index. The others are taken when no filter is
+    left that is not a copy, or removed before all that are not, in the same way. A dead filter is a copy of any.
 
     Joint relevances closer than the rounding of the estimate, 4e-5 bits in float32 and 2e-10 in float64, are equal:
     then the filter of the higher relevance of its own is kept, and of two equal ones that of the lower index. With a
     narrow width K_S soon is nearly the identity, I(T_S; Y) nearly S(B) whatever S, and this rule decides. With the
     width of the layer the distances of all filters add up to what the width was aligned for. The forward search costs
     about keep F - keep^2 / 2 entropies of N x N matrices a mini-batch, the backward one (F^2 - keep^2) / 2; 4 F N^2
-    bytes are held for each mini-batch in float32.
+    bytes are held for each mini-batch in float32, and 8 F N^2 more for one of them while copies are looked for.
 
     Args:
         batches: (acts, labels), or an iterable of such pairs: acts (N, F, *spatial) and labels (N,) as for
@@ -208,7 +219,10 @@ def select_filters(
         raise TypeError(f"keep must be an int, got {type(keep).__name__}")
     if not 1 <= keep <= num_filters:
         raise ValueError(f"keep must be between 1 and the number of filters, F = {num_filters}, got {keep}")
-    kept, order, objective = (_forward if method == "forward" else _backward)(tasks, keep)
+    alone = _mean(tasks, [_sum_of(task, ()) for task in tasks], np.arange(num_filters))  # (F,)
+    distinct, copies = _part(_copies(tasks, np.arange(num_filters)), alone)
+    search, groups = (_forward, (distinct, copies)) if method == "forward" else (_backward, (copies, distinct))
+    kept, order, objective = search(tasks, alone, groups, keep)
     return Selection(
         torch.tensor(sorted(kept)),
         torch.tensor(order, dtype=torch.int64),
@@ -380,6 +394,40 @@ def _tasks(batches, *, sigma: float | Tensor | str | None, alpha: float, label_s
     return tasks
 
 
+def _copies(tasks: list[_Task], filters: NDArray) -> NDArray:
+    """Which filters are copies of which of ``filters`` (n,), or are the same: (F, n), bool.
+
+    With v_f = 1 - exp(-d^2 / mean(d)^2) of the distances d over all pairs of samples, which no scale of the maps
+    changes and no outlier rules, f is a copy of g if |v_f - a v_g|^2 <= LEFT_OF_COPY |v_f - mean(v_f)|^2 for the best
+    a. A dead filter, v_f = 0, is a copy of any, and only dead ones are copies of it.
+    """
+    num_samples, device = tasks[0].exponents.shape[1], tasks[0].exponents.device
+    rows, columns = torch.tril_indices(num_samples, num_samples, -1, device=device)  # (P,) each, P = N (N - 1) / 2
+    smallest = torch.finfo(torch.float64).tiny  # in the place of 0 below a fraction that is 0
+    some = torch.from_numpy(filters).to(device)
+    inner = total = size = 0
+    for task in tasks:
+        squared = task.exponents[:, rows, columns].double().neg_()  # (F, P)
+        unit = squared.sqrt().mean(1, keepdim=True).square().clamp_min(smallest)  # (F, 1)
+        kernel = squared.div_(-unit).expm1_().neg_()  # (F, P), v_f
+        inner = inner + kernel @ kernel[some].T  # (F, n)
+        total = total + kernel.sum(1)  # (F,)
+        size = size + kernel.square().sum(1)  # (F,)
+    left = size[:, None] - inner.square() / size[some].clamp_min(smallest)  # (F, n)
+    variance = size - total.square() / max(1, len(tasks) * len(rows))  # (F,)
+    # Where all distances are equal nothing varies, and rounding alone is left of a copy.
+    return (left <= (LEFT_OF_COPY * variance + ROUNDING_OF_COPY * size)[:, None]).cpu().numpy()
+
+
+def _part(copies: NDArray, alone: NDArray) -> tuple[NDArray, NDArray]:
+    """The filters that are no copies of better ones, and those that are, by (F, F) copies and relevances (F,)."""
+    distinct: list[int] = []
+    for f in sorted(range(len(alone)), key=lambda f: (-alone[f], f)):
+        if not copies[f, distinct].any():
+            distinct.append(f)
+    return np.array(sorted(distinct)), np.setdiff1d(np.arange(len(alone)), distinct)
+
+
 def _mean(tasks: list[_Task], sums: list[_Sum], filters: NDArray, *, without: bool = False) -> NDArray:
     """The objective of each candidate, (n,), float64: the mean over the mini-batches of I(T_S; Y) of its set."""
     parts = [task.relevances_with(t, filters, without=without) for task, t in zip(tasks, sums, strict=True)]  # (n,)
@@ -392,34 +440,35 @@ def _ties(tasks: list[_Task], objective: NDArray) -> NDArray:
     return np.flatnonzero(objective >= objective.max() - resolution)
 
 
-def _forward(tasks: list[_Task], keep: int) -> tuple[list[int], list[int], list[float]]:
-    """The filters kept, the same in the order taken, and the objective after each step."""
+def _forward(
+    tasks: list[_Task], alone: NDArray, groups: tuple[NDArray, NDArray], keep: int
+) -> tuple[list[int], list[int], list[float]]:
+    """The filters kept, the same in the order taken, and the objective after each step; group by group of filters."""
     sums = [_sum_of(task, ()) for task in tasks]
-    left = np.arange(len(tasks[0].exponents))
-    alone: NDArray | None = None  # (F,), the relevance of each filter alone, which the first step finds
     taken, reached = [], []
-    for _ in range(keep):
-        objective = _mean(tasks, sums, left)
-        alone = objective if alone is None else alone
-        best = max(_ties(tasks, objective), key=lambda position: (alone[left[position]], -left[position]))
-        taken.append(int(left[best]))
-        reached.append(float(objective[best]))
-        sums = [t.plus(task.exponents[taken[-1]]) for task, t in zip(tasks, sums, strict=True)]
-        left = np.delete(left, best)
+    for left in groups:
+        while len(left) and len(taken) < keep:
+            objective = _mean(tasks, sums, left) if taken else alone[left]
+            best = max(_ties(tasks, objective), key=lambda position: (alone[left[position]], -left[position]))
+            taken.append(int(left[best]))
+            reached.append(float(objective[best]))
+            sums = [t.plus(task.exponents[taken[-1]]) for task, t in zip(tasks, sums, strict=True)]
+            left = np.delete(left, best)
     return taken, taken, reached
 
 
-def _backward(tasks: list[_Task], keep: int) -> tuple[list[int], list[int], list[float]]:
-    """The filters kept, those removed in their order, and the objective after each step."""
-    left = np.arange(len(tasks[0].exponents))
-    alone = _mean(tasks, [_sum_of(task, ()) for task in tasks], left)  # (F,)
-    sums = [_sum_of(task, left) for task in tasks]
+def _backward(
+    tasks: list[_Task], alone: NDArray, groups: tuple[NDArray, NDArray], keep: int
+) -> tuple[list[int], list[int], list[float]]:
+    """The filters kept, those removed in their order, and the objective after each step; group by group of filters."""
+    sums = [_sum_of(task, range(len(alone))) for task in tasks]
     removed, reached = [], []
-    while len(left) > keep:
-        objective = _mean(tasks, sums, left, without=True)
-        worst = min(_ties(tasks, objective), key=lambda position: (alone[left[position]], -left[position]))
-        removed.append(int(left[worst]))
-        reached.append(float(objective[worst]))
-        sums = [t.plus(-task.exponents[removed[-1]]) for task, t in zip(tasks, sums, strict=True)]
-        left = np.delete(left, worst)
-    return left.tolist(), removed, reached
+    for left in groups:
+        while len(left) and len(removed) < len(alone) - keep:
+            objective = _mean(tasks, sums, left, without=True)
+            worst = min(_ties(tasks, objective), key=lambda position: (alone[left[position]], -left[position]))
+            removed.append(int(left[worst]))
+            reached.append(float(objective[worst]))
+            sums = [t.plus(-task.exponents[removed[-1]]) for task, t in zip(tasks, sums, strict=True)]
+            left = np.delete(left, worst)
+    return np.setdiff1d(np.arange(len(alone)), removed).tolist(), removed, reached

@@ -81,6 +81,29 @@ def oracle(
         torch.set_num_threads(num_threads)
 
 
+def left_of_copies(batches: list[tuple[Tensor, Tensor]], sigma: Tensor) -> Tensor:
+    """Return, for filters f and g, what the kernel of g leaves of that of f, as a share of its variance: (F, F).
+
+    As `hrel_ext.select_filters` finds copies, one pair of filters after the other in float64, kernels of all
+    mini-batches (acts, labels) side by side; 0 where all distances are equal but for rounding.
+    """
+    kernels = []
+    for f, width in enumerate(sigma.tolist()):
+        parts = [torch.zeros(0, dtype=torch.float64)]
+        for acts, _ in batches:
+            distances = torch.pdist(acts[:, f].cpu().double().reshape(len(acts), -1) / width).clamp(max=32)
+            parts.append(1 - torch.exp(-((distances / distances.mean()) ** 2)) if distances.any() else distances)
+        kernels.append(torch.cat(parts))  # (P,)
+    result = torch.zeros(len(kernels), len(kernels), dtype=torch.float64)
+    for f, kernel in enumerate(kernels):
+        for g, other in enumerate(kernels):
+            multiple = kernel @ other / (other @ other) if other.any() else 0.0
+            left = (kernel - multiple * other).square().sum()
+            if left > 1e-12 * kernel.square().sum():
+                result[f, g] = left / (kernel - kernel.mean()).square().sum()
+    return result
+
+
 def relevance_operands(
     acts: Tensor, labels: Tensor, sigma: float | Tensor, alpha: float, label_sigma: float = 0.1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, float, Tensor | None]:

@@ -227,9 +227,12 @@ def fuzz_conditional_relevance(data):
         return
     width = widths_of(acts, labels, sigma)
     before = set_relevance(acts, labels, held, width, alpha) if held else 0.0
+    left = testing.left_of_copies([(acts, labels)], width)[:, held]  # (F, |S|)
+    assume(not ((0.029 < left) & (left < 0.031)).any())  # where rounding decides what is a copy
     for f in range(acts.shape[1]):
-        after = before if f in held else set_relevance(acts, labels, [*held, f], width, alpha)
-        close(bits[f], after - before, 8 * tolerance_of(acts, alpha))
+        copy = (left[f] <= 0.03).any()
+        expected = 0.0 if copy else set_relevance(acts, labels, [*held, f], width, alpha) - before
+        close(bits[f], expected, 8 * tolerance_of(acts, alpha))
 
 
 def fuzz_select_filters(data):

@@ -748,8 +748,9 @@ class HRelSet(HRel):
         I(T_S; Y) = S(A_S) + S(B) - S(A_S, B),   K_S = exp(-sum_{f in S} |x_i,f - x_j,f|^2 / sigma^2) = N A_S.
 
     Forward selection by `hrel_ext.select_filters`, until no filter is left: the one that makes the mean over the
-    mini-batches largest comes next, of equal ones that of the higher relevance of its own, then of the lower index. The
-    score is the number of filters that come after it, F - 1 for the first.
+    mini-batches largest comes next, of equal ones that of the higher relevance of its own, then of the lower index;
+    copies of other filters, dead filters among them, come after all that are not. The score is the number of filters
+    that come after it, F - 1 for the first.
 
     Takes about F^2 entropies of N x N matrices for each layer and mini-batch; all maps are held until the pass over the
     data ends, and 4 F N^2 bytes more for each mini-batch of the layer at hand: take few of them. Several ranks of
