@@ -18,6 +18,7 @@ from fvcore.nn import FlopCountAnalysis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune as masks
 
 from hrel_ext import LayerScores
 from hrel_ext.pruning import Latency, count, export_onnx, export_pt2, load_pruned, plan, prune, pruner, save_pruned
@@ -347,9 +348,13 @@ def test_a_layer_that_runs_twice_gives_the_outputs_or_goes_all_at_once_stays_who
         ({"target": {"flops": 0.5}}, "target must name one of macs, params, latency_ms, got {'flops': 0.5}"),
         ({"target": {"macs": 0.5, "params": 0.5}}, "target must name one of macs, params, latency_ms, got"),
         ({"target": {"macs": 0.5, "device": "cpu"}}, "target must name one of macs, params, latency_ms, got"),
+        ({"target": {"macs": "0.5"}}, "target macs, the share that is left, must be above 0 and below 1, got '0.5'"),
+        ({"target": 0.5}, "target must be a mapping such as {'macs': 0.4}, got 0.5"),
         ({"target": {"latency_ms": 0}}, "target latency_ms must be above 0, got 0"),
+        ({"target": {"latency_ms": 5, "device": "tpu"}}, "device must be cpu or cuda, got 'tpu'"),
         ({"target": {"macs": 0.5}, "residual": "both"}, "residual must be one of inner, stream, got 'both'"),
         ({"target": {"macs": 0.5}, "round_to": 0}, "round_to must be an integer of at least 1, got 0"),
+        ({"target": {"macs": 0.5}, "round_to": True}, "round_to must be an integer of at least 1, got True"),
         ({"target": {"macs": 0.5}, "min_channels": 1.5}, "min_channels must be an integer of at least 1, got 1.5"),
         ({"target": {"macs": 0.5}, "max_ratio": 0.0}, "max_ratio must be above 0 and at most 1, got 0.0"),
         ({"target": {"macs": 0.5}, "exclude": ["conv3"]}, "exclude must name convolutions of the model, got 'conv3'"),
@@ -363,6 +368,28 @@ def test_a_layer_that_runs_twice_gives_the_outputs_or_goes_all_at_once_stays_who
 def test_a_plan_that_cannot_be_made_says_why(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         plan(lenet5(), torch.zeros(1, 1, 28, 28), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    (
+        (lambda net: setattr(net.norm, "bias", net.stem.bias), "'norm.bias', which is 'stem.bias' as well"),
+        (lambda net: nn.utils.parametrizations.weight_norm(net.mix), "got layer 'mix', whose weight is computed"),
+        (lambda net: masks.random_unstructured(net.mix, "weight", 0.5), "got layer 'mix', whose weight is"),
+        (lambda net: setattr(net, "stem", nn.Conv2d(4, 16, 3)), "a tensor of shape (1, 3, 32, 32), got RuntimeError: "),
+        (lambda net: setattr(net, "last", torch.compile(net.last)), "model must be what torch.compile was given"),
+    ),
+)
+def test_a_network_that_cannot_be_cut_is_refused_by_name(change, message):
+    model = make("branches")
+    change(model)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        plan(model, IMAGE, target={"macs": 0.5})
+
+
+def test_example_inputs_must_be_a_tensor():
+    with pytest.raises(ValueError, match=re.escape("example_inputs must be a tensor of shape (N, ...), got tuple")):
+        plan(lenet5(), (torch.zeros(1, 1, 28, 28),), target={"macs": 0.5})
 
 
 def test_limits_of_a_group_are_one_limit():
