@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 
 import dataclasses
+import inspect
 import json
 import os
 import shlex
@@ -145,6 +146,7 @@ def prune_command(
         "cycle": _stage(recipe.cycle, cycle_epochs),
         "final": _stage(recipe.final, final_epochs),
     }
+    _check_options(criterion or recipe.criterion, {"where": where, "alpha": alpha, "sigma": sigma})
     if where is not None:
         recipe = dataclasses.replace(recipe, scored=None)
     recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
@@ -165,6 +167,8 @@ def _run(
     """Run a recipe with its bars, and print the result."""
     from hrel_ext.experiment import CHECKPOINTS, Observer, run
 
+    if download and recipe.weights is None:
+        raise ValueError("--download-weights must come with --weights, got no --weights")
     splits = DATASETS[recipe.data](data_dir, seed)
     if (output / CHECKPOINTS).exists():
         console.print(f"going on with the unfinished run in {output}/", markup=False, highlight=False)
@@ -496,7 +500,7 @@ def _ms(time_ms: float) -> str:
 
 
 def _target(text: str, device: str) -> dict[str, float | str]:
-    ((name, value),) = _pairs("--target", [text], float).items()
+    ((name, value),) = _pairs("--target", [text], float, "QUANTITY").items()
     return {name: value, "device": device} if name == "latency_ms" else {name: value}
 
 
@@ -568,7 +572,7 @@ def _shares(texts: list[str]) -> dict[str, float]:
     return {name: percent / 100 for name, percent in _pairs("--percent", texts, float).items()}
 
 
-def _pairs(option: str, texts: list[str], kind: type) -> dict[str, float]:
+def _pairs(option: str, texts: list[str], kind: type, what: str = "LAYER") -> dict[str, float]:
     pairs = {}
     for text in texts:
         name, _, value = text.partition("=")
@@ -576,9 +580,22 @@ def _pairs(option: str, texts: list[str], kind: type) -> dict[str, float]:
             pairs[name] = kind(value)
         except ValueError:
             raise ValueError(
-                f"{option} must be LAYER={'NUMBER' if kind is float else 'INTEGER'}, got {text!r}"
+                f"{option} must be {what}={'NUMBER' if kind is float else 'INTEGER'}, got {text!r}"
             ) from None
     return pairs
+
+
+def _check_options(criterion: str, options: dict[str, object]) -> None:
+    """Refuse what is given and the criterion does not have: it would be ignored."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if not given:
+        return
+    from hrel_ext.pruning import CRITERIA
+
+    known = inspect.signature(CRITERIA[criterion]).parameters if criterion in CRITERIA else given
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"--{name} must be left out with the criterion {criterion}, which has none, got {value}")
 
 
 def _sigma(text: str) -> float | str:

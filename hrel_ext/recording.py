@@ -102,6 +102,10 @@ class WatchedCriterion(Criterion):
         self._widths: dict[str, float] = known["widths"]
         self._cycles: dict[str, dict[str, list[float]]] = known["cycles"]
 
+    @property
+    def options(self) -> Mapping[str, object]:
+        return self._criterion.options
+
     def of_cycle(self, number: int) -> Mapping[str, list[float]]:
         """Layer to the relevance of each filter that it had before a cycle, in bits."""
         return self._cycles[str(number)]

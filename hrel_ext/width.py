@@ -96,6 +96,8 @@ def aligned_width(
     if per_filter:
         check_finite(means)
     if not np.isfinite(means).all():
+        finite = batch.acts.isfinite().all(2).all(0).cpu().numpy()  # (F,)
+        check_finite(np.where(finite, 0.0, np.nan))
         value = means[~np.isfinite(means)][0].item()
         raise ValueError(f"acts must be finite with finite pairwise distances, got a mean distance of {value}")
     if not (means > 0).all():

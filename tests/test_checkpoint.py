@@ -68,6 +68,22 @@ def test_a_network_of_ones_own_keeps_every_bit(whole):
     again.train()(INPUTS).sum().backward()
 
 
+def test_a_module_with_two_names_is_saved_and_loaded(tmp_path):
+    def make():
+        twice = nn.Conv2d(6, 6, 1)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), twice, nn.ReLU(), twice)
+
+    model = make()
+    inputs = torch.randn(4, 3, 9, 9)
+    batches = [(inputs, torch.arange(4) % 2)]
+    result = prune(model, batches, inputs, target={"macs": 0.7}, criterion=L2Norm(), checkpoint=tmp_path / "states")
+    assert result.kept.keys() == {"0"}
+    assert [layer.reason is not None for layer in result.plan.layers] == [False, True, True]
+    save_pruned(tmp_path, model, result, input_shape=(3, 9, 9))
+    loaded = load_pruned(tmp_path, make)
+    assert loaded[3] is loaded[5] and torch.equal(loaded(inputs), model.eval()(inputs))
+
+
 def test_weights_of_another_dtype_stay_what_they_are(tmp_path):
     model = saved_as(tmp_path, torch.float64)
     again = load_pruned(tmp_path, network)  # which makes float32

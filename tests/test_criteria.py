@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 
 import copy
+import json
 import math
 import re
 import warnings
@@ -281,6 +282,7 @@ def test_every_criterion_is_made_alike_and_leaves_the_network_as_it_was(name, ne
     modes = [module.training for module in net.modules()]
     criterion = CRITERIA[name](batches)
     assert criterion.name == name
+    assert "batches" not in criterion.options and json.loads(json.dumps(criterion.options)) == criterion.options
     for layer, values in criterion.scores(net).items():
         assert values.shape == (net.get_submodule(layer).out_channels,) and values.dtype == torch.float64
     assert [module.training for module in net.modules()] == modes
@@ -342,7 +344,7 @@ def test_a_filter_that_is_not_finite_is_named(net, batches):
     with torch.no_grad():
         net[0].weight[2, 0, 0, 0] = math.nan
     refusals = {
-        HRel: "layer '0': acts must be finite",
+        HRel: "layer '0': acts must be finite, filter 2 holds NaN or Inf",
         ActivationVariance: "layer '0': maps must be finite, filter 2 holds NaN or Inf",
         Taylor: "layer '0': maps must be finite, filter 2 holds NaN or Inf",
         HRank: "layer '0': maps must be finite, filter 2 holds NaN or Inf",

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 
 import copy
+import math
 import re
 
 import pytest
@@ -132,6 +133,17 @@ def test_too_large_a_drop_rolls_back_to_the_last_good_cycle(model, batches):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_nan_is_too_large_a_drop_and_no_accuracy(model, batches):
+    values = iter([0.9, torch.tensor(0.88), math.nan])  # a number or a tensor of one
+    options = {"target": {"macs": 0.5}, "cycles": 3, "evaluate": lambda m: next(values)}
+    result = prune(model, batches, IMAGE, max_drop=0.05, **options)
+    assert [cycle.accuracy for cycle in result.cycles] == [pytest.approx(0.88)] and "to nan, more" in result.stopped
+    for value, rules in ((math.nan, {}), (math.nan, {"max_drop": 0.05}), (None, {}), ("0.9", {"max_drop": 0.05})):
+        values = iter([value])
+        with pytest.raises(ValueError, match=f"evaluate must return a finite number, got {value!r}"):
+            prune(copy.deepcopy(model), batches, IMAGE, **options, **rules)
+
+
 def test_a_snapshot_gives_back_the_same_parameters(model, batches):
     parameters = dict(model.named_parameters())
     before = copy.deepcopy(model.state_dict())
@@ -170,6 +182,7 @@ def test_limits_and_shares_take_the_steps_that_the_rules_allow(model, batches):
             {"target": {"macs": 0.5}, "criterion": L1Norm(), "sigma": 2.0, "alpha": 1.0},
             "criterion must be given without what HRel is made with, got sigma, alpha as well",
         ),
+        ({"target": {"macs": 0.5}, "criterion": "l1"}, "criterion must be a Criterion, such as CRITERIA['l1']"),
     ),
 )
 def test_a_wrong_argument_is_refused_before_any_work(arguments, message, model):

@@ -216,10 +216,17 @@ def test_a_single_sample_that_is_not_finite_is_named():
         hrel_ext.relevance(torch.tensor([[1.0, math.nan]]), torch.tensor([0]), sigma=1.0)
 
 
-def test_search_for_the_layer_wants_finite_distances():
+@pytest.mark.parametrize(
+    ("value", "message"),
+    (
+        (math.nan, "acts must be finite, filter 1 holds NaN or Inf"),
+        (math.inf, "acts must be finite, filter 1 holds NaN or Inf"),
+        (3e38, "acts must be finite with finite pairwise distances, got a mean distance of inf"),
+    ),
+)
+def test_search_for_the_layer_wants_finite_distances(value, message):
     acts = torch.ones(8, 3)
-    acts[2, 1] = math.nan
-    message = "acts must be finite with finite pairwise distances, got a mean distance of nan"
+    acts[2, 1] = value
     for search in (hrel_ext.kernel_width, hrel_ext.relevance):
         with raises(ValueError, message):
             search(acts, LABELS)

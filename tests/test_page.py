@@ -54,6 +54,12 @@ def write_run(folder: Path) -> Path:
             cycle(1, [0, 1, 2, 3, 4], [0, 1, 2, 3], {"conv1": [0], LONG: [1]}),
             cycle(2, [1, 2, 3, 4], [0, 2, 3], {"conv1": [1, 2], LONG: [0]}),
         ],
+        "layers": [
+            {"name": "conv1", "asked": 0.7, "reason": None},
+            {"name": LONG, "asked": 0.5, "reason": None},
+            {"name": "stem", "asked": 0.0, "reason": "limits do not name it"},
+            {"name": "last", "asked": 0.0, "reason": "limits do not name it"},
+        ],
         "stopped": "the limits are reached",
     }
     (folder / "report.json").write_text(json.dumps(report))
@@ -93,7 +99,7 @@ def save_scores(run_dir) -> None:
 
 
 def missing(page: str) -> list[str]:
-    return re.findall(r"<li>(.*?)</li>", page)
+    return re.findall(r"<li>(.*?)</li>", page.partition('<ul id="missing">')[2])
 
 
 def pictures(page: str) -> list[str]:
@@ -138,12 +144,23 @@ def test_a_run_with_all_files_has_all_pictures_and_needs_nothing_else(whole):
     assert "hrel prune mine --note" in page and "cuda architectures</th><td>none" in page
 
 
+def test_the_plan_says_what_was_asked_and_got_and_why_layers_are_whole(run_dir):
+    plan = write_report(run_dir).read_text().partition('<table id="plan">')[2].partition("<h2>")[0]
+    rows = [re.findall(r">([^<>]+)</t[dh]>", row) for row in plan.split("<tr>")[1:]]
+    assert rows == [
+        ["layer", "before", "after", "asked", "removed"],
+        ["conv1", "5", "2", "70 %", "60 %"],
+        [LONG, "4", "2", "50 %", "50 %"],
+    ]
+    assert re.findall(r"<li>(.*?)</li>", plan) == ["stem, last: limits do not name it"]
+
+
 def test_what_cannot_be_drawn_is_named_with_its_reason(run_dir):
     page = write_report(run_dir).read_text()
     assert missing(page) == [
         "maps and Gram matrices of two filters: there are no maps in scores.safetensors",
         "heatmaps: there is no scores.safetensors",
-        "information planes and kernel widths: there is no plane.safetensors: the run did not record it",
+        "information planes and kernel widths: there is no plane.safetensors, which a run with --plane writes",
     ]
     record(run_dir, "baseline")
     report = json.loads((run_dir / "report.json").read_text())

@@ -18,9 +18,21 @@ from fvcore.nn import FlopCountAnalysis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune as masks
 
 from hrel_ext import LayerScores
-from hrel_ext.pruning import Latency, count, export_onnx, export_pt2, load_pruned, plan, prune, pruner, save_pruned
+from hrel_ext.pruning import (
+    L1Norm,
+    Latency,
+    count,
+    export_onnx,
+    export_pt2,
+    load_pruned,
+    plan,
+    prune,
+    pruner,
+    save_pruned,
+)
 from hrel_ext.pruning import cost as cost_module
 from hrel_ext.pruning import planning as planning_module
 from hrel_ext.zoo.models import MODELS, lenet5
@@ -258,6 +270,42 @@ def test_the_rules_hold_whatever_is_asked(share, quantity, round_to, min_channel
     assert count(model, IMAGE) == made.before
 
 
+@settings(max_examples=24, deadline=None, derandomize=True)
+@given(
+    mode=st.sampled_from(["limits", "macs", "params", "latency_ms"]),
+    share=st.floats(0.5, 0.95),
+    round_to=st.integers(1, 4),
+    min_channels=st.integers(1, 6),
+    max_ratio=st.floats(0.4, 1),
+)
+def test_the_rules_hold_in_every_cycle_of_every_mode(mode, share, round_to, min_channels, max_ratio):
+    rules = {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio}
+    model, limits = make("branches"), {}
+    if mode == "limits":
+        limits = {"stem": max(1, int(16 * share)), "side": max(1, int(9 * share))}
+        goal = {"limits": limits, "shares": {"stem": 0.2, "side": 0.3}}
+    else:
+        goal = {"target": {mode: share * 4.3 if mode == "latency_ms" else share}, "cycles": 3}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost_module, "measure_latency", clock_of_macs)
+        try:
+            result = prune(model, [(IMAGE, torch.zeros(1).long())], IMAGE, criterion=L1Norm(), **goal, **rules)
+        except ValueError as error:
+            assert re.search("out of reach|nothing to prune|leave something to prune|must be met within", str(error))
+            return
+    for cycle in result.cycles:
+        for name, left in cycle.filters.items():
+            before = result.original[name]
+            assert left == before or (left % round_to == 0 and left >= max(min_channels, limits.get(name, 1)))
+            assert 1 - left / before <= max_ratio + 1e-9
+    assert len(model.head.weight) == 5
+
+
+def clock_of_macs(model, inputs, **_):
+    """A latency that counts, so that the search is tested and not the machine: 4.3 ms for `Branches`."""
+    return Latency(count(model, inputs).macs / 1e6, 1, 1, 1, "cpu")
+
+
 def test_a_plan_does_not_touch_the_model_and_drives_the_pruning(random_scores):
     model = make("resnet20")
     model.train()
@@ -347,9 +395,13 @@ def test_a_layer_that_runs_twice_gives_the_outputs_or_goes_all_at_once_stays_who
         ({"target": {"flops": 0.5}}, "target must name one of macs, params, latency_ms, got {'flops': 0.5}"),
         ({"target": {"macs": 0.5, "params": 0.5}}, "target must name one of macs, params, latency_ms, got"),
         ({"target": {"macs": 0.5, "device": "cpu"}}, "target must name one of macs, params, latency_ms, got"),
+        ({"target": {"macs": "0.5"}}, "target macs, the share that is left, must be above 0 and below 1, got '0.5'"),
+        ({"target": 0.5}, "target must be a mapping such as {'macs': 0.4}, got 0.5"),
         ({"target": {"latency_ms": 0}}, "target latency_ms must be above 0, got 0"),
+        ({"target": {"latency_ms": 5, "device": "tpu"}}, "device must be cpu or cuda, got 'tpu'"),
         ({"target": {"macs": 0.5}, "residual": "both"}, "residual must be one of inner, stream, got 'both'"),
         ({"target": {"macs": 0.5}, "round_to": 0}, "round_to must be an integer of at least 1, got 0"),
+        ({"target": {"macs": 0.5}, "round_to": True}, "round_to must be an integer of at least 1, got True"),
         ({"target": {"macs": 0.5}, "min_channels": 1.5}, "min_channels must be an integer of at least 1, got 1.5"),
         ({"target": {"macs": 0.5}, "max_ratio": 0.0}, "max_ratio must be above 0 and at most 1, got 0.0"),
         ({"target": {"macs": 0.5}, "exclude": ["conv3"]}, "exclude must name convolutions of the model, got 'conv3'"),
@@ -365,6 +417,31 @@ def test_a_plan_that_cannot_be_made_says_why(arguments, message):
         plan(lenet5(), torch.zeros(1, 1, 28, 28), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    (
+        (lambda net: setattr(net.norm, "bias", net.stem.bias), "'norm.bias', which is 'stem.bias' as well"),
+        (lambda net: nn.utils.parametrizations.weight_norm(net.mix), "got layer 'mix', whose weight is computed"),
+        (lambda net: masks.random_unstructured(net.mix, "weight", 0.5), "got layer 'mix', whose weight is"),
+        (lambda net: setattr(net, "stem", nn.Conv2d(4, 16, 3)), "a tensor of shape (1, 3, 32, 32), got RuntimeError: "),
+        (
+            lambda net: setattr(net, "last", torch.compile(net.last, backend="eager")),
+            "model must be what torch.compile was given",
+        ),
+    ),
+)
+def test_a_network_that_cannot_be_cut_is_refused_by_name(change, message):
+    model = make("branches")
+    change(model)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        plan(model, IMAGE, target={"macs": 0.5})
+
+
+def test_example_inputs_must_be_a_tensor():
+    with pytest.raises(ValueError, match=re.escape("example_inputs must be a tensor of shape (N, ...), got tuple")):
+        plan(lenet5(), (torch.zeros(1, 1, 28, 28),), target={"macs": 0.5})
+
+
 def test_limits_of_a_group_are_one_limit():
     model = make("resnet20")
     with pytest.raises(ValueError, match=r"'stage1\.0\.conv2': its output enters a sum of branches"):
@@ -377,16 +454,11 @@ def test_limits_of_a_group_are_one_limit():
 
 
 def test_a_latency_is_searched_by_measuring(monkeypatch):
-    """With a clock that counts MACs, so that the search is tested and not the machine."""
-
-    def clock(model, inputs, **_):
-        return Latency(count(model, inputs).macs / 1e6, 1, 1, 1, "cpu")
-
-    monkeypatch.setattr(cost_module, "measure_latency", clock)
+    monkeypatch.setattr(cost_module, "measure_latency", clock_of_macs)
     made = plan(make("resnet20"), IMAGE, target={"latency_ms": 20.0, "device": "cpu"}, round_to=2)
     before, after = made.latency_ms
     assert before == made.before.macs / 1e6 and 18 <= after <= 22
     assert after == pytest.approx(made.after.macs / 1e6, rel=1e-12)
-    monkeypatch.setattr(cost_module, "measure_latency", lambda model, inputs, **runs: clock(model, inputs * 0))
+    monkeypatch.setattr(cost_module, "measure_latency", lambda model, inputs, **runs: clock_of_macs(model, inputs * 0))
     with pytest.raises(ValueError, match=r"target latency_ms=8 is out of reach: 10\.\d+ ms on cpu is the least"):
         plan(make("resnet20"), IMAGE, target={"latency_ms": 8.0}, max_ratio=0.75)

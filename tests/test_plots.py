@@ -84,7 +84,7 @@ def test_the_plane_has_a_way_and_a_labelled_final_point_for_each_layer(layers):
     assert [len(way.get_offsets()) for way in ways] == [6] * layers  # 5 means of 7 points, and one of 5
     np.testing.assert_allclose(ways[-1].get_offsets()[0], recorded.information[:7, -1].mean(0), rtol=1e-6)
     np.testing.assert_allclose(final.get_offsets(), recorded.information[-10:].mean(0), rtol=1e-6)
-    assert texts(axes) == ["S(Y) = 2.50, all there is", *recorded.layers]
+    assert texts(axes) == ["S(Y) = 2.50, mean of the mini-batches", *recorded.layers]
     assert axes.get_title() == "N = 32, alpha = 1.01, width of the input 7 (median rule)"
     shades = ways[0].get_facecolors()
     assert shades[0].sum() > shades[-1].sum()  # light early

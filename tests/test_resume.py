@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from hrel_ext import experiment, recording
-from hrel_ext.pruning import DamagedCheckpointWarning, prune, train
+from hrel_ext.pruning import DamagedCheckpointWarning, Random, prune, train
 from hrel_ext.pruning.resume import Checkpoints
 from hrel_ext.recipes import RECIPES, Stage
 from hrel_ext.zoo.data import Batches, Split, Splits, digits
@@ -332,6 +332,19 @@ def test_pruning_goes_on_with_an_optimizer_and_does_not_score_twice(rng, tmp_pat
             cycles=2,
             checkpoint=tmp_path,
         )
+
+
+def test_a_criterion_of_other_options_is_other_work(tmp_path):
+    batches = [(torch.zeros(4, 3, 8, 8), torch.arange(4) % 2)]
+
+    def pruned(seed):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        prune(model, batches, batches[0][0], target={"macs": 0.5}, criterion=Random(seed=seed), checkpoint=tmp_path)
+
+    pruned(1)
+    pruned(1)
+    with pytest.raises(ValueError, match=r'got criterion_options \{"seed": 1\} there and \{"seed": 2\} here'):
+        pruned(2)
 
 
 if __name__ == "__main__":

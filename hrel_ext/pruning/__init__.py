@@ -9,7 +9,7 @@ except ImportError as error:
     raise ImportError(f"hrel_ext.pruning needs {error.name}: pip install 'hrel_ext[prune]'") from error
 
 from hrel_ext.pruning.checkpoint import load_pruned, save_pruned
-from hrel_ext.pruning.cost import Cost, Latency, compare_latency, count, measure_latency, peak_memory
+from hrel_ext.pruning.cost import Cost, Latency, check_device, compare_latency, count, measure_latency, peak_memory
 from hrel_ext.pruning.criteria import (
     CRITERIA,
     ActivationVariance,
@@ -35,7 +35,7 @@ from hrel_ext.pruning.planning import LayerPlan, Plan, plan
 from hrel_ext.pruning.pruner import PruningResult, check_schedule, prune, schedule
 from hrel_ext.pruning.resume import DamagedCheckpointWarning
 from hrel_ext.pruning.state import recalibrate
-from hrel_ext.pruning.training import Epoch, Evaluation, Training, check_device, check_training, evaluate, train
+from hrel_ext.pruning.training import Epoch, Evaluation, Training, check_training, evaluate, train
 
 __all__ = [
     "CRITERIA",

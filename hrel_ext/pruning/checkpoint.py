@@ -23,6 +23,7 @@ from torch import nn
 from hrel_ext._files import write_atomically
 from hrel_ext.pruning.groups import CONVOLUTIONS, remove_filters
 from hrel_ext.pruning.pruner import PruningResult
+from hrel_ext.pruning.state import tensors_of
 from hrel_ext.zoo.models import MODELS
 
 SCHEMA_VERSION = 2
@@ -56,7 +57,7 @@ def save_pruned(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = tensors_of(model)
     weights = save_tensors(state)
     plan = {
         "schema_version": SCHEMA_VERSION,
@@ -197,7 +198,7 @@ def unpruned_model(plan: Mapping[str, Any], model_fn: Callable[[], nn.Module] | 
 
 def weights_file_bytes(model: nn.Module) -> int:
     """The size of the weights of a network as `save_pruned` writes them, in bytes."""
-    return len(save_tensors({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}))
+    return len(save_tensors(tensors_of(model)))
 
 
 def _check_entry(

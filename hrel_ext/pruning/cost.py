@@ -55,6 +55,14 @@ class Latency:
     device: str
 
 
+def check_device(device: str) -> None:
+    """Raise ValueError unless a network can run on ``device``: "cpu", or "cuda" where torch sees a GPU."""
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda needs a GPU that torch can use, got torch.cuda.is_available() = False")
+
+
 def count(model: nn.Module, example_inputs: Tensor) -> Cost:
     """Count multiply-accumulates and parameters.
 

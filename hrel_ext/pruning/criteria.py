@@ -4,6 +4,7 @@ All criteria have one interface, `Criterion.scores`, so that a comparison betwee
 """
 # SPDX-License-Identifier: MIT
 
+import inspect
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -129,6 +130,12 @@ class Criterion(ABC):
             self._made_for = _Fingerprint(model, request)
         return self._table
 
+    @property
+    def options(self) -> Mapping[str, object]:
+        """What it was made with, but for data and progress: JSON values, and the types of other objects."""
+        names = sorted(inspect.signature(type(self)).parameters.keys() - {"batches", "progress"})
+        return {name: _as_json(getattr(self, name, None)) for name in names}
+
     @abstractmethod
     def _measure(
         self, model: nn.Module, targets: dict[str, nn.Module], unscored: dict[str, str] | None
@@ -167,6 +174,13 @@ class _Fingerprint:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    plain = value is None or isinstance(value, str | int | float)
+    return value if plain else f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _num_filters(layer: nn.Module | None) -> int | None:

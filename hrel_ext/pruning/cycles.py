@@ -17,6 +17,7 @@ from hrel_ext.pruning.cost import Cost
 from hrel_ext.pruning.criteria import FilterScores
 from hrel_ext.pruning.groups import remove_filters
 from hrel_ext.pruning.planning import Measured
+from hrel_ext.pruning.state import tensors_of
 from hrel_ext.scores import PARTS, LayerScores
 
 _STATE, _TENSORS, _OPTIMIZER, _BATCHES = "state.json", "tensors.safetensors", "optimizer.bin", "batches.bin"
@@ -94,7 +95,7 @@ class RunState:
             "decision": self.decision and {"number": self.decision.number, "removed": self.decision.removed},
         }
         (folder / _STATE).write_text(json.dumps(state))
-        tensors = {f"model/{name}": tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+        tensors = {f"model/{name}": tensor for name, tensor in tensors_of(model).items()}
         tensors |= score_tensors([*self.cycles, self.decision] if self.decision else self.cycles)
         tensors["generator"] = torch.get_rng_state()  # a shuffling DataLoader draws from it
         save_file(tensors, folder / _TENSORS)

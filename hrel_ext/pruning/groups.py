@@ -196,6 +196,7 @@ class _Graph:
     """Torch-Pruning's dependency graph, by the names of the layers."""
 
     def __init__(self, model: nn.Module, example_inputs: Tensor) -> None:
+        _check_weights(model)
         device = next(model.parameters()).device
         # The tuple matters: given a bare tensor, the tracer first tries to unpack it into its samples. An output that
         # is multiplied by one ends in a node of its own, whatever layer it comes from.
@@ -401,6 +402,23 @@ def traceable(model: nn.Module) -> Iterator[None]:
     finally:
         for name, parameter in model.named_parameters():  # new parameters are born trainable
             parameter.requires_grad_(trainable[name])
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Refuse weights that cannot be cut layer by layer: those that are computed, and a parameter of two modules."""
+    owners: dict[nn.Parameter, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)) and "weight" not in module._parameters:
+            raise ValueError(
+                f"model must hold its weights as parameters, got layer {name!r}, whose weight is computed (weight "
+                "norm, another parametrization or a mask): make it permanent first"
+            )
+        for key, parameter in module.named_parameters(prefix=name, recurse=False):
+            if parameter in owners:
+                raise ValueError(
+                    f"model must hold each parameter in one module, got {key!r}, which is {owners[parameter]!r} as well"
+                )
+            owners[parameter] = key
 
 
 def _is_sum(node: Any) -> bool:

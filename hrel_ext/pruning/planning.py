@@ -8,12 +8,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from hrel_ext.collect import evaluation_mode
-from hrel_ext.pruning.cost import Cost, compare_latency, count
+from hrel_ext.pruning.cost import Cost, check_device, compare_latency, count
 from hrel_ext.pruning.groups import CONVOLUTIONS, TRANSPOSED, Group, Side, check_removal, find_groups, remove_filters
 
 BAND = 0.02  # a budget is met from below, within this share of the unpruned network where the steps allow it
@@ -161,7 +162,7 @@ def make_plan(
     measured: Measured | None,
 ) -> Plan:
     """`plan`; with what was ``measured`` once, to the same plan as then, without the clock."""
-    _check(model, target, limits, residual, round_to, min_channels, max_ratio, exclude)
+    _check(model, example_inputs, target, limits, residual, round_to, min_channels, max_ratio, exclude)
     network = _Network(model, example_inputs, residual, frozenset(exclude))
     rules = partial(_levels, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio)
     levels = [rules(group) if group.problem is None else (len(group.units),) for group in network.groups]
@@ -381,6 +382,12 @@ def _positions(model: nn.Module, example_inputs: Tensor) -> tuple[dict[str, int]
     try:
         with torch.no_grad(), evaluation_mode(model):
             model(example_inputs.to(next(model.parameters()).device))
+    except Exception as error:  # whatever a network raises
+        first_line = str(error).partition("\n")[0]
+        raise ValueError(
+            f"model must run on example_inputs, a tensor of shape {tuple(example_inputs.shape)}, "
+            f"got {type(error).__name__}: {first_line}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -580,6 +587,7 @@ def _summary(reasons: Iterable[str]) -> str:
 
 def _check(
     model: nn.Module,
+    example_inputs: Tensor,
     target: Mapping[str, float | str] | None,
     limits: Mapping[str, int] | None,
     residual: str,
@@ -591,26 +599,33 @@ def _check(
     convolutions = [name for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)]
     if not convolutions:
         raise ValueError("model must have convolutions, got none")
+    if any(hasattr(module, "_orig_mod") for module in model.modules()):  # torch.compile hides the layers from hooks
+        raise ValueError("model must be what torch.compile was given, got what it made; compile the pruned network")
+    if not isinstance(example_inputs, Tensor):
+        raise ValueError(f"example_inputs must be a tensor of shape (N, ...), got {type(example_inputs).__name__}")
     if (target is None) == (limits is None):
         raise ValueError("either target or limits must be given, got " + ("both" if limits else "none"))
     if target is not None:
+        if not isinstance(target, Mapping):
+            raise ValueError(f"target must be a mapping such as {{'macs': 0.4}}, got {target!r}")
         quantity = next((name for name in target if name in BUDGETS), None)
         others = set(target) - {quantity} - ({"device"} if quantity == "latency_ms" else set())
         if quantity is None or others:
             raise ValueError(f"target must name one of {', '.join(BUDGETS)}, got {dict(target)}")
         value = target[quantity]
         if quantity == "latency_ms":
-            if not value > 0:
-                raise ValueError(f"target latency_ms must be above 0, got {value}")
-        elif not 0 < value < 1:
-            raise ValueError(f"target {quantity}, the share that is left, must be above 0 and below 1, got {value}")
+            if not (isinstance(value, Real) and value > 0):
+                raise ValueError(f"target latency_ms must be above 0, got {value!r}")
+            check_device(target.get("device", "cpu"))
+        elif not (isinstance(value, Real) and 0 < value < 1):
+            raise ValueError(f"target {quantity}, the share that is left, must be above 0 and below 1, got {value!r}")
     if residual not in RESIDUALS:
         raise ValueError(f"residual must be one of {', '.join(RESIDUALS)}, got {residual!r}")
     for argument, value in (("round_to", round_to), ("min_channels", min_channels)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{argument} must be an integer of at least 1, got {value}")
-    if not 0 < max_ratio <= 1:
-        raise ValueError(f"max_ratio must be above 0 and at most 1, got {max_ratio}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{argument} must be an integer of at least 1, got {value!r}")
+    if not (isinstance(max_ratio, Real) and 0 < max_ratio <= 1):
+        raise ValueError(f"max_ratio must be above 0 and at most 1, got {max_ratio!r}")
     for name in [*exclude, *(limits or {})]:
         if name not in convolutions:
             argument = "exclude" if name in exclude else "limits"

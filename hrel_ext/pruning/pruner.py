@@ -6,11 +6,13 @@ cycle; towards a budget, the way is split into equal cycles.
 # SPDX-License-Identifier: MIT
 
 import inspect
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -110,8 +112,8 @@ def prune(
         retrain: called as ``retrain(model, number)`` after the removal of each cycle; trains in place.
         evaluate: called as ``evaluate(model)`` after retraining, and before the first cycle if there is a ``max_drop``;
             its number, say the accuracy on a validation split, is recorded.
-        max_drop: stop when ``evaluate`` returns less than before the first cycle by more than this, and roll back to
-            the last good cycle.
+        max_drop: stop when ``evaluate`` returns less than before the first cycle by more than this, or NaN, and roll
+            back to the last good cycle.
         optimizer: whose state, such as momentum, is cut along with the parameters; it stays valid.
         scored: convolution to the module whose output is scored for it, one channel per filter, such as the pool that
             follows. Left out: the output of the convolution.
@@ -133,8 +135,8 @@ def prune(
 
     Raises:
         ValueError: an argument that breaks a rule (see `check_schedule` and `hrel_ext.pruning.plan`), before any work;
-            nothing to prune, with the reasons; scores that are not finite; a checkpoint of another run; ranks whose
-            networks differ, which it names.
+            nothing to prune, with the reasons; scores that are not finite, or what ``evaluate`` returns; a checkpoint
+            of another run; ranks whose networks differ, which it names.
         RuntimeError: the first cycle already falls by more than ``max_drop``; the network is what it was.
         OSError: a checkpoint cannot be written; the one before it is still there.
 
@@ -153,6 +155,8 @@ def prune(
         "exclude": exclude,
     }
     if criterion is not None:
+        if not isinstance(criterion, Criterion):
+            raise ValueError(f"criterion must be a Criterion, such as CRITERIA['l1'](batches), got {criterion!r}")
         of_hrel = {"sigma": sigma, "alpha": alpha, "label_sigma": label_sigma, "progress": progress}
         if given := _given(prune, of_hrel):
             raise ValueError(f"criterion must be given without what HRel is made with, got {', '.join(given)} as well")
@@ -177,6 +181,7 @@ def prune(
             "max_drop": max_drop,
             "scored": scored and dict(scored),
             "criterion": HRel.name if criterion is None else criterion.name,
+            "criterion_options": criterion and criterion.options,
             "sigma": sigma,
             "alpha": alpha,
             "label_sigma": label_sigma,
@@ -203,7 +208,7 @@ def prune(
         for cycle in done if on_cycle else ():
             on_cycle(cycle)
     else:
-        start = evaluate(model) if evaluate and max_drop is not None else None
+        start = _evaluated(evaluate, model) if max_drop is not None else None
 
     def save(decision: Decision | None = None) -> None:
         if store:
@@ -228,11 +233,11 @@ def prune(
         _check_ranks(model)
         if retrain:
             retrain(model, number)
-        accuracy = evaluate(model) if evaluate else None
+        accuracy = _evaluated(evaluate, model, start) if evaluate else None
         cycle = Cycle(number, decision.scores, decision.removed, kept, accuracy, count(model, example_inputs))
         if on_cycle:
             on_cycle(cycle)
-        if start is not None and start - accuracy > max_drop:
+        if start is not None and not start - accuracy <= max_drop:  # NaN is a drop as well
             before.restore()
             drop = f"cycle {number} fell from {start:.4f} to {accuracy:.4f}, more than max_drop {max_drop:g}"
             if not done:
@@ -247,6 +252,15 @@ def _check_ranks(model: nn.Module) -> None:
     """Raise ValueError on every rank, and name those that differ, unless the ranks have the same network."""
     if _ranks.num_ranks() > 1:  # the hash reads all weights
         _ranks.check_equal("the network", f"weights of SHA-256 {weight_hash(model)[:12]}")
+
+
+def _evaluated(evaluate: Callable[[nn.Module], float], model: nn.Module, start: float | None = None) -> float:
+    """What ``evaluate`` says of the network, a finite number unless there is a ``start`` to roll back to."""
+    value = evaluate(model)
+    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if not isinstance(value, Real) or (start is None and not math.isfinite(value)):
+        raise ValueError(f"evaluate must return a finite number, got {value!r}")
+    return float(value)
 
 
 def _given(function: Callable, arguments: Mapping[str, object]) -> list[str]:

@@ -56,6 +56,19 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
     return len(norms)
 
 
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a network as safetensors takes it: on the CPU, contiguous, and no two names with one memory, which
+    a module that has two names gives its weights."""
+    tensors: dict[str, Tensor] = {}
+    taken = set()
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if memory in taken else tensor
+        taken.add(memory)
+    return tensors
+
+
 class Snapshot:
     """A network, and an optimizer if one is given, as they are now.
 

@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
 from hrel_ext import _ranks
 from hrel_ext.collect import Batch, evaluation_mode
+from hrel_ext.pruning.cost import check_device
 from hrel_ext.pruning.resume import Checkpoints
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -299,14 +300,6 @@ def check_training(
         raise ValueError(f"distillation must be between 0 and 1, got {distillation}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-
-
-def check_device(device: str) -> None:
-    """Raise ValueError unless training can run on ``device``: "cpu", or "cuda" where torch sees a GPU."""
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda needs a GPU that torch can use, got torch.cuda.is_available() = False")
 
 
 def _scheduler(

@@ -77,10 +77,8 @@ def write_report(run_dir: Path) -> Path:
             + ", ".join(f"{count:,} for {name}" for name, count in report["samples"].items())
             + ". One multiply-accumulate (MAC) is two FLOPs."
         ),
-        plan=[
-            (name, before, report["filters"]["after"][name], _percent(1 - report["filters"]["after"][name] / before))
-            for name, before in report["filters"]["before"].items()
-        ],
+        plan=list(_plan(report)),
+        whole=_whole(report),
         pictures=pictures,
         missing=missing,
         settings=[(name.replace("_", " "), _text(value)) for name, value in recipe.items()],
@@ -112,6 +110,23 @@ def _summary(report: Json) -> Iterator[tuple[str, str, str, str]]:
     for key, name in (("validation_accuracy", "validation accuracy"), ("test_accuracy", "test accuracy")):
         points = 100 * (after[key] - before[key])
         yield name, f"{100 * before[key]:.2f} %", f"{100 * after[key]:.2f} %", f"{points:+.2f} points"
+
+
+def _plan(report: Json) -> Iterator[tuple[str, int, int, str, str]]:
+    """Of each layer that was to be pruned: filters before and after, and the shares to go, asked and got."""
+    asked = {layer["name"]: _percent(layer["asked"]) for layer in report.get("layers", ())}
+    for name, before in report["filters"]["before"].items():
+        after = report["filters"]["after"][name]
+        yield name, before, after, asked.get(name, ""), _percent(1 - after / before)
+
+
+def _whole(report: Json) -> dict[str, list[str]]:
+    """Why layers keep all their filters, each reason with its layers."""
+    reasons: dict[str, list[str]] = {}
+    for layer in report.get("layers", ()):
+        if layer["reason"]:
+            reasons.setdefault(layer["reason"], []).append(layer["name"])
+    return reasons
 
 
 def _scores(path: Path) -> dict[str, Tensor] | None:
@@ -190,7 +205,9 @@ def _pictures(
             missing.append(("information plane before and after", f"{PLANE} has one stage only"))
         add("Kernel widths while the network trained", plots.width_curves, history)
     else:
-        missing.append(("information planes and kernel widths", f"there is no {PLANE}: the run did not record it"))
+        missing.append(
+            ("information planes and kernel widths", f"there is no {PLANE}, which a run with --plane writes")
+        )
     return pictures, missing
 
 

@@ -642,7 +642,7 @@ def _finish_plane(all_axes: Sequence[Axes], history: PlaneHistory) -> None:
         axes.label_outer()
     all_axes[0].set_ylabel("I(T; Y), bits")
     all_axes[0].annotate(
-        f"S(Y) = {limit:.2f}, all there is",
+        f"S(Y) = {limit:.2f}, mean of the mini-batches",
         (0, limit),
         (4, 3),
         xycoords=("axes fraction", "data"),
