@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: prune test wheel matrix bench bench-gpu docs format clean
+.PHONY: prune test types wheel matrix bench bench-gpu docs format clean
 
 # A real CNN pruned on real images, from nothing: about a minute once PyTorch is there.
 prune: $(VENV)/installed
@@ -16,6 +16,10 @@ test: $(VENV)/installed-test
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/ctest
 	PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir build/ctest --output-on-failure --parallel 2 $(CTEST_ARGUMENTS)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# mypy, strict, on the modules that pyproject.toml lists.
+types: $(VENV)/installed-test
+	$(BIN)/mypy
 
 # dist/: the sdist, and the wheel that is built from it, tagged by auditwheel for the oldest systems whose C and C++
 # libraries have its symbols. HREL_CUDA=ON adds the CUDA kernels, whose runtime is linked in.

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import index
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -241,7 +241,7 @@ class _Task:
     label_entropy: float  # S(B), bits
     alpha: float
 
-    def relevances_with(self, together: _Sum, filters: NDArray, *, without: bool = False) -> Tensor:
+    def relevances_with(self, together: _Sum, filters: NDArray[np.int64], *, without: bool = False) -> Tensor:
         """I(T_S+f; Y) of each filter f of ``filters``, or I(T_S-f; Y), from the sum of S: (n,), float64, bits."""
         num_samples = len(together.value)
         step = max(1, _ops.MAX_CHUNK_BYTES // (num_samples**2 * self.exponents.element_size()))
@@ -284,7 +284,7 @@ class _Task:
 def _task(
     acts: Tensor,
     labels: Tensor,
-    chosen: NDArray | None,
+    chosen: NDArray[np.int64] | None,
     *,
     sigma: float | Tensor | str | None,
     alpha: float,
@@ -306,7 +306,7 @@ def _task(
         exponents,
         [size for size in class_sizes.tolist() if size],
         None if batch.label_gram is None else batch.label_gram[batch.classes.order][:, batch.classes.order],
-        label_entropy(class_sizes, batch.across, alpha),
+        label_entropy(class_sizes, cast(float, batch.across), alpha),  # there are labels, so it is not None
         alpha,
     )
 
@@ -341,7 +341,7 @@ def _sum_of(task: _Task, filters: Iterable[int]) -> _Sum:
     return together
 
 
-def _filters(name: str, filters: Iterable[int] | Tensor, acts: Tensor) -> NDArray:
+def _filters(name: str, filters: Iterable[int] | Tensor, acts: Tensor) -> NDArray[np.int64]:
     """The indices of a set of filters, (n,) int64, ascending."""
     if not isinstance(acts, Tensor) or acts.dim() < 2:
         return np.zeros(0, dtype=np.int64)  # `prepare` says what is wrong with acts
@@ -361,10 +361,16 @@ def _filters(name: str, filters: Iterable[int] | Tensor, acts: Tensor) -> NDArra
     return np.array(sorted(given), dtype=np.int64)
 
 
-def _tasks(batches, *, sigma: float | Tensor | str | None, alpha: float, label_sigma: float) -> list[_Task]:
+def _tasks(
+    batches: tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]],
+    *,
+    sigma: float | Tensor | str | None,
+    alpha: float,
+    label_sigma: float,
+) -> list[_Task]:
     """The mini-batches, checked; a single one may come without a list around it."""
     if isinstance(batches, (tuple, list)) and any(isinstance(part, Tensor) for part in batches):
-        batches = [batches]
+        batches = [cast(tuple[Tensor, Tensor], batches)]
     tasks: list[_Task] = []
     for acts, labels in batches:
         task = _task(acts, labels, None, sigma=sigma, alpha=alpha, label_sigma=label_sigma)
@@ -380,13 +386,15 @@ def _tasks(batches, *, sigma: float | Tensor | str | None, alpha: float, label_s
     return tasks
 
 
-def _mean(tasks: list[_Task], sums: list[_Sum], filters: NDArray, *, without: bool = False) -> NDArray:
+def _mean(
+    tasks: list[_Task], sums: list[_Sum], filters: NDArray[np.int64], *, without: bool = False
+) -> NDArray[np.float64]:
     """The objective of each candidate, (n,), float64: the mean over the mini-batches of I(T_S; Y) of its set."""
     parts = [task.relevances_with(t, filters, without=without) for task, t in zip(tasks, sums, strict=True)]  # (n,)
     return torch.stack([part.cpu() for part in parts]).mean(0).numpy()
 
 
-def _ties(tasks: list[_Task], objective: NDArray) -> NDArray:
+def _ties(tasks: list[_Task], objective: NDArray[np.float64]) -> NDArray[np.int64]:
     """Positions of the candidates that are as good as the best one."""
     resolution = 2 * RESOLUTION_BITS[tasks[0].exponents.dtype]  # a relevance is a difference of two entropies
     return np.flatnonzero(objective >= objective.max() - resolution)
@@ -396,7 +404,7 @@ def _forward(tasks: list[_Task], keep: int) -> tuple[list[int], list[int], list[
     """The filters kept, the same in the order taken, and the objective after each step."""
     sums = [_sum_of(task, ()) for task in tasks]
     left = np.arange(len(tasks[0].exponents))
-    alone: NDArray | None = None  # (F,), the relevance of each filter alone, which the first step finds
+    alone: NDArray[np.float64] | None = None  # (F,), the relevance of each filter alone, which the first step finds
     taken, reached = [], []
     for _ in range(keep):
         objective = _mean(tasks, sums, left)
