@@ -66,5 +66,5 @@ $(VENV)/installed: $(VENV)/bin/python $(SOURCES)
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/bin/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet -e '.[prune,cli,zoo,report,export,tensorboard,docs,test]' 'cmake>=3.22,<5' 'ninja>=1.11'
+	$(BIN)/python -m pip install --quiet -e '.[prune,cli,zoo,report,export,tensorboard,lightning,transformers,kirigami,docs,test]' 'cmake>=3.22,<5' 'ninja>=1.11'
 	touch $@
