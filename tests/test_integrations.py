@@ -98,7 +98,7 @@ print(f"rank {trainer.global_rank}:", callback.scores[1]["net.0"].per_batch.toli
 def test_lightning_scores_on_two_ranks_alike(tmp_path):
     pytest.importorskip("lightning", reason="needs the extra [lightning]")
     (script := tmp_path / "two_ranks.py").write_text(TWO_RANKS)
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=400, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = dict(line.split(": ") for line in done.stdout.splitlines() if line.startswith("rank "))
     assert said["rank 0"] == said["rank 1"] and said["rank 0"].count("[") == 5  # four mini-batches

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -175,14 +176,14 @@ def make_plan(
         if kept == [len(group.units) for group in network.groups]:
             reasons = _summary(network.reason(name, levels) for name in limits)
             raise ValueError(f"limits must leave something to prune: {reasons}")
-    elif "latency_ms" in target and measured:
+    elif target and "latency_ms" in target and measured:
         ratio, latency = measured.ratio, measured.latency_ms
         kept = _uniform(ratio, levels)
-    elif "latency_ms" in target:
+    elif target and "latency_ms" in target:
         ratio, kept, latency = _meet_latency(network, levels, target)
         asked = [ratio] * len(levels)
     else:
-        ratio, kept = _meet_cost(network, levels, *next(iter(target.items())))
+        ratio, kept = _meet_cost(network, levels, *next(iter((target or {}).items())))
         asked = [ratio] * len(levels)
     return network.plan(kept, levels, asked, target, limits or {}, latency)
 
@@ -368,7 +369,7 @@ def _positions(model: nn.Module, example_inputs: Tensor) -> tuple[dict[str, int]
     runs: dict[str, int] = defaultdict(int)
     positions: dict[str, int] = defaultdict(int)
 
-    def hook(name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def hook(name: str, module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         runs[name] += 1
         width = module.out_channels if isinstance(module, CONVOLUTIONS) else module.out_features
         positions[name] += output[0].numel() // width
@@ -443,7 +444,7 @@ def _ratios(levels: Sequence[Sequence[int]]) -> list[float]:
 
 
 def _meet_cost(
-    network: _Network, levels: Sequence[Sequence[int]], quantity: str, share: float
+    network: _Network, levels: Sequence[Sequence[int]], quantity: str, share: Any
 ) -> tuple[float, list[int]]:
     """The uniform ratio and the units kept that leave just less than a share of the MACs or parameters."""
     attribute = {"macs": "macs", "params": "parameters"}[quantity]
@@ -598,7 +599,7 @@ def _check(
         others = set(target) - {quantity} - ({"device"} if quantity == "latency_ms" else set())
         if quantity is None or others:
             raise ValueError(f"target must name one of {', '.join(BUDGETS)}, got {dict(target)}")
-        value = target[quantity]
+        value: Any = target[quantity]
         if quantity == "latency_ms":
             if not value > 0:
                 raise ValueError(f"target latency_ms must be above 0, got {value}")
