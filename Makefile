@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: prune test wheel matrix bench bench-gpu docs format clean
+.PHONY: prune test types coverage wheel matrix bench bench-gpu docs format clean
 
 # A real CNN pruned on real images, from nothing: about a minute once PyTorch is there.
 prune: $(VENV)/installed
@@ -16,6 +16,14 @@ test: $(VENV)/installed-test
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/ctest
 	PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir build/ctest --output-on-failure --parallel 2 $(CTEST_ARGUMENTS)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# mypy, strict, on the modules that pyproject.toml lists.
+types: $(VENV)/installed-test
+	$(BIN)/mypy
+
+# The lines of the package that the tests run, those of subprocesses included; a failure below 90 %.
+coverage: $(VENV)/installed-test
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 # dist/: the sdist, and the wheel that is built from it, tagged by auditwheel for the oldest systems whose C and C++
 # libraries have its symbols. HREL_CUDA=ON adds the CUDA kernels, whose runtime is linked in.
@@ -62,5 +70,5 @@ $(VENV)/installed: $(VENV)/bin/python $(SOURCES)
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/bin/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet -e '.[prune,cli,zoo,report,export,tensorboard,docs,test]' 'cmake>=3.22,<5' 'ninja>=1.11'
+	$(BIN)/python -m pip install --quiet -e '.[prune,cli,zoo,report,export,tensorboard,lightning,transformers,kirigami,docs,test]' 'cmake>=3.22,<5' 'ninja>=1.11'
 	touch $@

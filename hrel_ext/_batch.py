@@ -4,7 +4,7 @@
 import math
 import os
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -144,7 +144,7 @@ def prepare(
         )
     if isinstance(given, Tensor) and given.device != acts.device:
         raise ValueError(f"labels must be on the device of acts, {acts.device}, got {given.device}")
-    classes = labels if isinstance(labels, Classes) else sort_by_class(labels)
+    classes = labels if isinstance(labels, Classes) else sort_by_class(cast(Tensor, labels))  # not None, see above
     across = math.exp(-2 / label_sigma**2) if label_sigma > 0.01 else 0.0
     if across <= NEGLIGIBLE_LABEL_KERNEL:
         return Batch(maps, classes, None, 0.0)
@@ -228,7 +228,7 @@ def _batch_of_gram(maps: Tensor, label_gram: Tensor) -> Batch:
     return Batch(maps, sort_by_class(torch.zeros_like(labels)), kernel.to(result_dtype(maps)), None)
 
 
-def read(batch: Batch, *tensors: Tensor) -> list[NDArray]:
+def read(batch: Batch, *tensors: Tensor) -> list[NDArray[Any]]:
     """Copy contiguous tensors (n,) to the host: all of them at once, so that the host waits for the device once.
 
     Raises:
@@ -270,7 +270,7 @@ def widths(sigma: float | Tensor, acts: Tensor) -> Tensor:
     return sigma.detach().to(result_dtype(acts)).expand(num_filters).contiguous()
 
 
-def check_widths(sigma: NDArray) -> None:
+def check_widths(sigma: NDArray[np.floating[Any]]) -> None:
     """Raise ValueError for the lowest filter whose width, of (F,), is not > 0 and finite."""
     right = (sigma > 0) & np.isfinite(sigma)
     if not right.all():
@@ -278,7 +278,7 @@ def check_widths(sigma: NDArray) -> None:
         raise ValueError(f"sigma must be > 0 and finite for every filter, got {sigma[f].item()} for filter {f}")
 
 
-def check_finite(values: NDArray) -> None:
+def check_finite(values: NDArray[np.floating[Any]]) -> None:
     """Raise ValueError for the lowest filter whose result (F,) is NaN, the mark of a value in it that is not finite."""
     wrong = np.isnan(values)
     if wrong.any():

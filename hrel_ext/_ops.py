@@ -179,7 +179,7 @@ def _check(acts: Tensor, order: Tensor, class_offsets: Tensor, label_gram: Tenso
         dtypes = "float32 or float64" if on_cpu else "float16, bfloat16, float32 or float64"
         raise ValueError(f"acts must be (N, F, D) of {dtypes}, got {tuple(acts.shape)} of {acts.dtype}")
     num_samples, result = acts.shape[0], result_dtype(acts)
-    expected = {"order": (order, (num_samples,), torch.int64)}
+    expected: dict[str, tuple[Tensor, tuple[int, ...], torch.dtype]] = {"order": (order, (num_samples,), torch.int64)}
     expected["class_offsets"] = (class_offsets, (num_samples + 1,), torch.int64)
     for name, tensor in others.items():
         expected[name] = (tensor, (acts.shape[1],) if name == "sigma" else (tensor.numel(),), result)
@@ -247,7 +247,9 @@ def relevance(
 
 
 @relevance.register_fake
-def _(acts, order, class_offsets, sigma, alpha, label_gram):
+def _(
+    acts: Tensor, order: Tensor, class_offsets: Tensor, sigma: Tensor, alpha: float, label_gram: Tensor | None
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(sigma), torch.empty_like(sigma)
 
 
@@ -300,7 +302,7 @@ def permuted_joint_entropy(
 
 
 @permuted_joint_entropy.register_fake
-def _(acts, order, class_offsets, permutations, sigma, alpha):
+def _(acts: Tensor, order: Tensor, class_offsets: Tensor, permutations: Tensor, sigma: Tensor, alpha: float) -> Tensor:
     return sigma.new_empty(permutations.shape[0], acts.shape[1])
 
 
@@ -342,7 +344,14 @@ def _empty_alignment(acts: Tensor, multiples: Tensor, per_filter: bool) -> tuple
 
 
 @kernel_alignment.register_fake
-def _(acts, order, class_offsets, multiples, per_filter, label_gram):
+def _(
+    acts: Tensor,
+    order: Tensor,
+    class_offsets: Tensor,
+    multiples: Tensor,
+    per_filter: bool,
+    label_gram: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     return _empty_alignment(acts, multiples, per_filter)
 
 
@@ -372,7 +381,7 @@ def matrix_entropy(gram: Tensor, alpha: float) -> Tensor:
 
 
 @matrix_entropy.register_fake
-def _(gram, alpha):
+def _(gram: Tensor, alpha: float) -> Tensor:
     return gram.new_empty(len(gram))
 
 
@@ -410,7 +419,7 @@ def matrix_entropy_gradient(gram: Tensor, alpha: float) -> Tensor:
 
 
 @matrix_entropy_gradient.register_fake
-def _(gram, alpha):
+def _(gram: Tensor, alpha: float) -> Tensor:
     return gram.new_empty(gram.shape)
 
 
@@ -437,17 +446,17 @@ def _gradient_at_trace_one(a: Tensor, alpha: float, smallest: float) -> Tensor:
     return (half + half.mT) / 2
 
 
-def _save_operands(ctx, inputs, output):
+def _save_operands(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
     gram, ctx.alpha = inputs
     ctx.save_for_backward(gram)
 
 
-def _entropy_backward(ctx, bits):
+def _entropy_backward(ctx: Any, bits: Tensor) -> tuple[Tensor, None]:
     (gram,) = ctx.saved_tensors
     return bits[:, None, None] * matrix_entropy_gradient(gram, ctx.alpha), None
 
 
-def _no_second_derivative(ctx, _):
+def _no_second_derivative(ctx: Any, _: Tensor) -> None:
     raise NotImplementedError(
         "hrel_ext::matrix_entropy has no second derivative: its gradient cannot be differentiated with respect to gram"
     )
@@ -473,7 +482,16 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(first, first + step) for first in range(0, count, step))
 
 
-def _relevance_in_torch(acts, order, class_offsets, sigma, alpha, label_gram, entropy, joint_entropy):
+def _relevance_in_torch(
+    acts: Tensor,
+    order: Tensor,
+    class_offsets: Tensor,
+    sigma: Tensor,
+    alpha: float,
+    label_gram: Tensor | None,
+    entropy: Tensor,
+    joint_entropy: Tensor,
+) -> None:
     """The op ``relevance`` in plain PyTorch, into ``entropy`` and ``joint_entropy``."""
     labels = _label_kernel(order, class_offsets, label_gram)  # (N, N)
     for some in _chunks(acts.shape[1], len(acts)):
@@ -486,7 +504,15 @@ def _relevance_in_torch(acts, order, class_offsets, sigma, alpha, label_gram, en
         joint_entropy[some] = torch.where(proper, joint, torch.nan)
 
 
-def _permuted_joint_entropy_by_classes(acts, order, class_offsets, permutations, sigma, alpha, joint_entropy):
+def _permuted_joint_entropy_by_classes(
+    acts: Tensor,
+    order: Tensor,
+    class_offsets: Tensor,
+    permutations: Tensor,
+    sigma: Tensor,
+    alpha: float,
+    joint_entropy: Tensor,
+) -> None:
     """The op ``permuted_joint_entropy`` of the entropies of the class blocks, into ``joint_entropy``.
 
     A o B is block diagonal with blocks K_c / N of n_c rows: with p_c = n_c / N and beta = alpha - 1 its entropy is a
@@ -525,7 +551,16 @@ def _mean_of_entropies(terms: Tensor, share: Tensor, beta: float) -> Tensor:
     return mean - (share.log() + exponents).logsumexp(0) / (beta * math.log(2))
 
 
-def _alignment_in_torch(acts, order, class_offsets, multiples, per_filter, label_gram, mean_distance, alignment):
+def _alignment_in_torch(
+    acts: Tensor,
+    order: Tensor,
+    class_offsets: Tensor,
+    multiples: Tensor,
+    per_filter: bool,
+    label_gram: Tensor | None,
+    mean_distance: Tensor,
+    alignment: Tensor,
+) -> None:
     """The op ``kernel_alignment`` in plain PyTorch, into ``mean_distance`` and ``alignment``."""
     labels = _label_kernel(order, class_offsets, label_gram)  # (N, N)
     for some in _chunks(acts.shape[1], len(acts)) if per_filter else (slice(None),):  # of the filters and of the rows
@@ -534,7 +569,7 @@ def _alignment_in_torch(acts, order, class_offsets, multiples, per_filter, label
         )
 
 
-def _matrix_entropy_in_torch(gram, alpha, entropy):
+def _matrix_entropy_in_torch(gram: Tensor, alpha: float, entropy: Tensor) -> None:
     """The op ``matrix_entropy`` in plain PyTorch, into ``entropy``."""
     for some in _chunks(len(gram), gram.shape[1]):
         matrices, proper = _lower_triangles(gram[some])  # (b, N, N), (b,)

@@ -13,7 +13,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import count
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -74,7 +74,7 @@ class Checksum:
 
 def gather(value: _Made) -> list[_Made]:
     """What each rank has, by rank."""
-    values: list = [value] * num_ranks()
+    values = [value] * num_ranks()
     if num_ranks() > 1:
         distributed.all_gather_object(values, value)
     return values
@@ -84,7 +84,7 @@ def from_first(make: Callable[[], _Made]) -> _Made:
     """What rank 0 makes, on every rank; the others wait for it, and raise what it raises."""
     if num_ranks() == 1:
         return make()
-    made: list = [None, None]
+    made: list[Any] = [None, None]
     if rank() == 0:
         try:
             made[0] = make()

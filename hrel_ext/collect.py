@@ -336,7 +336,7 @@ class _Scorer:
         return _Terms(
             torch.cat([part.relevance for part in parts]),
             widths if per_filter else widths[0],
-            None if permutations is None else torch.cat([part.null for part in parts], dim=1),
+            None if permutations is None else torch.cat([part.null for part in parts if part.null is not None], dim=1),
         )
 
     def _groups(self, maps: Tensor) -> list[slice]:
@@ -436,10 +436,10 @@ def refusals(model: nn.Module, inputs: Tensor, targets: Mapping[str, nn.Module],
     Returns:
         Layer to the reason, in the order of ``targets``; without the layers that can be scored.
     """
-    runs, taken = Counter(), Counter()
+    runs, taken = Counter[str](), Counter[str]()
     follower = _Follower(where, lambda name, maps: taken.update([name]))
 
-    def count(name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def count(name: str, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
         runs[name] += 1
         if where != "conv" and runs[name] == 1:
             follower.start(name, module, inputs, output)
@@ -479,14 +479,16 @@ class _Follower(TorchFunctionMode):
         self._names = WeakTensorKeyDictionary()  # the tensors that are followed, to the layers they are of
         self.taken_by: dict[str, list[str]] = {}  # layer that ran: what took its output, or what was made of it
 
-    def start(self, name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def start(self, name: str, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
         """A forward hook."""
         if name in self.taken_by:
             raise ValueError(f"layers must run once in a forward pass, got {name!r} twice")
         self.taken_by[name] = []
         self._names[output] = (*self._names.get(output, ()), name)
 
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         made = result[0] if isinstance(result, tuple | list) and result else result  # a pool may return indices too
         operation = func.__name__.strip("_")
@@ -540,8 +542,8 @@ def _check_finite(name: str, scores: Tensor, batch: int) -> None:
 
 def _warn_of_indistinguishable(scores: Scores) -> None:
     for name, layer in scores.items():
-        if layer.distinguishable is False:
-            concordance, p_value = layer.agreement
+        if layer.distinguishable is False and (agreement := layer.agreement):
+            concordance, p_value = agreement
             warnings.warn(
                 f"layer {name!r}: {layer.count} mini-batches do not tell its {layer.per_batch.shape[1]} filters apart "
                 f"(Friedman's test: p = {p_value:.2g}, Kendall's W = {concordance:.2g}); take more mini-batches, or do "

@@ -19,7 +19,7 @@ from hrel_ext.relevance import relevance
 
 COMPILERS = ("c++", "g++", "clang++")
 DRIVER_FILES = ("/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/dxg")  # the last is that of WSL 2
-DEVELOPERS = ("test", "docs", "lightning", "transformers")  # extras that nothing is missed without
+DEVELOPERS = ("test", "docs", "kirigami", "lightning", "transformers")  # extras that nothing is missed without
 LARGEST_ERROR = 1e-3  # bits; the tests allow 2e-5 and less, a broken kernel is off by far more
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from numbers import Real
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -238,12 +238,12 @@ class _SquaredDistances(torch.autograd.Function):
     """|x_i - x_j|^2, (..., N, D) to (..., N, N), without a square root on the way back and in N D memory."""
 
     @staticmethod
-    def forward(ctx, points):
+    def forward(ctx: Any, points: Tensor) -> Tensor:
         ctx.save_for_backward(points)
         return _distances(points).square()
 
     @staticmethod
-    def backward(ctx, slope):
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
         # d/dx_i = 2 sum_j (W_ij + W_ji) (x_i - x_j): a Laplacian, to which only differences matter, hence the centring.
         (points,) = ctx.saved_tensors
         centred = points - points.mean(-2, keepdim=True)  # (..., N, D)

@@ -1,7 +1,7 @@
 """The relevance of filters: mutual information of their maps with the labels."""
 # SPDX-License-Identifier: MIT
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -185,12 +185,13 @@ def terms_of_batch(batch: Batch, sigma: float | Tensor | str | None, alpha: floa
     return RelevanceTerms(difference + labels_only, entropy, joint_entropy, labels_only)
 
 
-def _label_entropy(batch: Batch, class_offsets: NDArray, alpha: float, like: Tensor) -> Tensor:
+def _label_entropy(batch: Batch, class_offsets: NDArray[np.int64], alpha: float, like: Tensor) -> Tensor:
     """S(B) in bits, (), of the dtype and device of ``like``."""
-    if batch.across is None:
-        # float64: a matrix of rank one whose rows sum to 0, as signs have, would lose digits in float32.
-        return _ops.matrix_entropy(batch.label_gram.double()[None], alpha)[0].to(like.dtype)
-    return like.new_full((), label_entropy(np.diff(class_offsets), batch.across, alpha))
+    if batch.across is not None:
+        return like.new_full((), label_entropy(np.diff(class_offsets), batch.across, alpha))
+    label_gram = cast(Tensor, batch.label_gram)
+    # float64: a matrix of rank one whose rows sum to 0, as signs have, would lose digits in float32.
+    return _ops.matrix_entropy(label_gram.double()[None], alpha)[0].to(like.dtype)
 
 
 def _differentiable_terms(

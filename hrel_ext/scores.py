@@ -6,8 +6,9 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -95,10 +96,10 @@ class Rows:
             rows = first.new_zeros(len(kept), *first.shape)  # 0 where a row is another rank's
             for batch, row in self._rows.items():
                 rows[batch // self._step] = row
-        rows = _ranks.add(rows)
+        rows = cast(Tensor, _ranks.add(rows))  # rank 0 has the first mini-batch
         if self._step == 1:
             return rows, None
-        sums = _ranks.add(self._sums)
+        sums = cast(Tensor, _ranks.add(self._sums))
         return rows, torch.cat([torch.full_like(sums[:1], count), sums])
 
     def _thin(self, count: int) -> None:
@@ -109,7 +110,7 @@ class Rows:
         if step == self._step:
             return
         if self._sums is None and self._rows:
-            self._sums = sum(_with_square(row) for row in self._rows.values())
+            self._sums = reduce(torch.add, map(_with_square, self._rows.values()))
         self._step = step
         self._rows = {batch: row for batch, row in self._rows.items() if batch % step == 0}
 
@@ -486,7 +487,7 @@ def weight_hash(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, Tensor):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import index
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -255,7 +255,7 @@ class _Task:
     label_entropy: float  # S(B), bits
     alpha: float
 
-    def relevances_with(self, together: _Sum, filters: NDArray, *, without: bool = False) -> Tensor:
+    def relevances_with(self, together: _Sum, filters: NDArray[np.int64], *, without: bool = False) -> Tensor:
         """I(T_S+f; Y) of each filter f of ``filters``, or I(T_S-f; Y), from the sum of S: (n,), float64, bits."""
         num_samples = len(together.value)
         step = max(1, _ops.MAX_CHUNK_BYTES // (num_samples**2 * self.exponents.element_size()))
@@ -298,7 +298,7 @@ class _Task:
 def _task(
     acts: Tensor,
     labels: Tensor,
-    chosen: NDArray | None,
+    chosen: NDArray[np.int64] | None,
     *,
     sigma: float | Tensor | str | None,
     alpha: float,
@@ -320,7 +320,7 @@ def _task(
         exponents,
         [size for size in class_sizes.tolist() if size],
         None if batch.label_gram is None else batch.label_gram[batch.classes.order][:, batch.classes.order],
-        label_entropy(class_sizes, batch.across, alpha),
+        label_entropy(class_sizes, cast(float, batch.across), alpha),  # there are labels, so it is not None
         alpha,
     )
 
@@ -355,7 +355,7 @@ def _sum_of(task: _Task, filters: Iterable[int]) -> _Sum:
     return together
 
 
-def _filters(name: str, filters: Iterable[int] | Tensor, acts: Tensor) -> NDArray:
+def _filters(name: str, filters: Iterable[int] | Tensor, acts: Tensor) -> NDArray[np.int64]:
     """The indices of a set of filters, (n,) int64, ascending."""
     if not isinstance(acts, Tensor) or acts.dim() < 2:
         return np.zeros(0, dtype=np.int64)  # `prepare` says what is wrong with acts
@@ -375,10 +375,16 @@ def _filters(name: str, filters: Iterable[int] | Tensor, acts: Tensor) -> NDArra
     return np.array(sorted(given), dtype=np.int64)
 
 
-def _tasks(batches, *, sigma: float | Tensor | str | None, alpha: float, label_sigma: float) -> list[_Task]:
+def _tasks(
+    batches: tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]],
+    *,
+    sigma: float | Tensor | str | None,
+    alpha: float,
+    label_sigma: float,
+) -> list[_Task]:
     """The mini-batches, checked; a single one may come without a list around it."""
     if isinstance(batches, (tuple, list)) and any(isinstance(part, Tensor) for part in batches):
-        batches = [batches]
+        batches = [cast(tuple[Tensor, Tensor], batches)]
     tasks: list[_Task] = []
     for acts, labels in batches:
         task = _task(acts, labels, None, sigma=sigma, alpha=alpha, label_sigma=label_sigma)
@@ -394,7 +400,7 @@ def _tasks(batches, *, sigma: float | Tensor | str | None, alpha: float, label_s
     return tasks
 
 
-def _copies(tasks: list[_Task], filters: NDArray) -> NDArray:
+def _copies(tasks: list[_Task], filters: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which filters are copies of which of ``filters`` (n,), or are the same: (F, n), bool.
 
     With v_f = 1 - exp(-d^2 / mean(d)^2) of the distances d over all pairs of samples, which no scale of the maps
@@ -405,7 +411,7 @@ def _copies(tasks: list[_Task], filters: NDArray) -> NDArray:
     rows, columns = torch.tril_indices(num_samples, num_samples, -1, device=device)  # (P,) each, P = N (N - 1) / 2
     smallest = torch.finfo(torch.float64).tiny  # in the place of 0 below a fraction that is 0
     some = torch.from_numpy(filters).to(device)
-    inner = total = size = 0
+    inner = total = size = torch.zeros((), dtype=torch.float64, device=device)
     for task in tasks:
         squared = task.exponents[:, rows, columns].double().neg_()  # (F, P)
         unit = squared.sqrt().mean(1, keepdim=True).square().clamp_min(smallest)  # (F, 1)
@@ -419,7 +425,7 @@ def _copies(tasks: list[_Task], filters: NDArray) -> NDArray:
     return (left <= (LEFT_OF_COPY * variance + ROUNDING_OF_COPY * size)[:, None]).cpu().numpy()
 
 
-def _part(copies: NDArray, alone: NDArray) -> tuple[NDArray, NDArray]:
+def _part(copies: NDArray[np.bool_], alone: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The filters that are no copies of better ones, and those that are, by (F, F) copies and relevances (F,)."""
     distinct: list[int] = []
     for f in sorted(range(len(alone)), key=lambda f: (-alone[f], f)):
@@ -428,24 +434,27 @@ def _part(copies: NDArray, alone: NDArray) -> tuple[NDArray, NDArray]:
     return np.array(sorted(distinct)), np.setdiff1d(np.arange(len(alone)), distinct)
 
 
-def _mean(tasks: list[_Task], sums: list[_Sum], filters: NDArray, *, without: bool = False) -> NDArray:
+def _mean(
+    tasks: list[_Task], sums: list[_Sum], filters: NDArray[np.int64], *, without: bool = False
+) -> NDArray[np.float64]:
     """The objective of each candidate, (n,), float64: the mean over the mini-batches of I(T_S; Y) of its set."""
     parts = [task.relevances_with(t, filters, without=without) for task, t in zip(tasks, sums, strict=True)]  # (n,)
     return torch.stack([part.cpu() for part in parts]).mean(0).numpy()
 
 
-def _ties(tasks: list[_Task], objective: NDArray) -> NDArray:
+def _ties(tasks: list[_Task], objective: NDArray[np.float64]) -> NDArray[np.int64]:
     """Positions of the candidates that are as good as the best one."""
     resolution = 2 * RESOLUTION_BITS[tasks[0].exponents.dtype]  # a relevance is a difference of two entropies
     return np.flatnonzero(objective >= objective.max() - resolution)
 
 
 def _forward(
-    tasks: list[_Task], alone: NDArray, groups: tuple[NDArray, NDArray], keep: int
+    tasks: list[_Task], alone: NDArray[np.float64], groups: tuple[NDArray[np.int64], NDArray[np.int64]], keep: int
 ) -> tuple[list[int], list[int], list[float]]:
     """The filters kept, the same in the order taken, and the objective after each step; group by group of filters."""
     sums = [_sum_of(task, ()) for task in tasks]
-    taken, reached = [], []
+    taken: list[int] = []
+    reached: list[float] = []
     for left in groups:
         while len(left) and len(taken) < keep:
             objective = _mean(tasks, sums, left) if taken else alone[left]
@@ -458,11 +467,12 @@ def _forward(
 
 
 def _backward(
-    tasks: list[_Task], alone: NDArray, groups: tuple[NDArray, NDArray], keep: int
+    tasks: list[_Task], alone: NDArray[np.float64], groups: tuple[NDArray[np.int64], NDArray[np.int64]], keep: int
 ) -> tuple[list[int], list[int], list[float]]:
     """The filters kept, those removed in their order, and the objective after each step; group by group of filters."""
     sums = [_sum_of(task, range(len(alone))) for task in tasks]
-    removed, reached = [], []
+    removed: list[int] = []
+    reached: list[float] = []
     for left in groups:
         while len(left) and len(removed) < len(alone) - keep:
             objective = _mean(tasks, sums, left, without=True)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import struct
@@ -176,6 +177,14 @@ def test_a_mutated_file_is_read_or_refused(name, whole, tmp_path):
         if time.monotonic() >= end:
             break
     assert reader(whole / read) is not None
+
+
+def test_the_coverage_guided_target_finds_no_fault(tmp_path):
+    pytest.importorskip("atheris", reason="atheris has wheels for Linux on x86-64 and Python 3.10 to 3.13")
+    length = f"-max_total_time={SECONDS:.0f}" if SECONDS else "-runs=600"
+    command = [sys.executable, Path(__file__).with_name("fuzz_readers.py"), "-seed=1", length]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300 + SECONDS)
+    assert done.returncode == 0 and re.search(r"^Done \d{3,} runs", done.stderr, re.M), done.stderr[-3000:]
 
 
 class Executed:

@@ -1,4 +1,4 @@
-"""The hooks for Lightning and Hugging Face's Trainer, in trainings by the real packages."""
+"""The hooks for Lightning and Hugging Face's Trainer, and torch-kirigami's metric, by the real packages."""
 # SPDX-License-Identifier: MIT
 
 import subprocess
@@ -98,7 +98,7 @@ print(f"rank {trainer.global_rank}:", callback.scores[1]["net.0"].per_batch.toli
 def test_lightning_scores_on_two_ranks_alike(tmp_path):
     pytest.importorskip("lightning", reason="needs the extra [lightning]")
     (script := tmp_path / "two_ranks.py").write_text(TWO_RANKS)
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=400, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = dict(line.split(": ") for line in done.stdout.splitlines() if line.startswith("rank "))
     assert said["rank 0"] == said["rank 1"] and said["rank 0"].count("[") == 5  # four mini-batches
@@ -122,6 +122,44 @@ def test_transformers_scores_every_other_epoch(images, batches, tmp_path):
     assert is_of(callback.scores[4], model, batches) and not is_of(callback.scores[2], model, batches)
 
 
+def test_kirigami_removes_the_filters_with_the_lowest_scores(images, batches):
+    pytest.importorskip("torch_kirigami", reason="needs the extra [kirigami]")
+    from torch_kirigami import DependencyGraph
+    from torch_kirigami.pruning import ChannelRatio, DynamicGreedy, Greedy, PlanningError, Pruner
+
+    from hrel_ext.integrations.kirigami import Relevance
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.inner = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+            self.outer, self.head = nn.Conv2d(6, 8, 3, padding=1), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = torch.relu(self.stem(x))
+            return self.head(torch.relu(x + self.outer(torch.relu(self.inner(x)))).mean((2, 3)))
+
+    for strategy in (Greedy, DynamicGreedy):
+        torch.manual_seed(0)
+        model = Residual().eval()
+        scores = hrel_ext.collect(model, batches)
+        whole = {name: module.weight.detach().clone() for name, module in model.named_children()}
+        pruner = Pruner(model, graph=DependencyGraph.build(model, args=(images[:2][0],)))
+        candidates = pruner.discover_candidates()
+        model, _ = pruner.prune(candidates, budget=ChannelRatio(0.5), strategy=strategy(Relevance(scores)))
+        inner = scores["inner"].mean.argsort()[3:].sort().values
+        joined = (scores["stem"].mean + scores["outer"].mean).argsort()[4:].sort().values  # one sum adds them
+        assert torch.equal(model.stem.weight, whole["stem"][joined])
+        assert torch.equal(model.inner.weight, whole["inner"][inner][:, joined])
+        assert torch.equal(model.outer.weight, whole["outer"][joined][:, inner])
+        assert model(images[:2][0]).shape == (2, 3)
+
+    model = Residual().eval()
+    pruner = Pruner(model, graph=DependencyGraph.build(model, args=(images[:2][0],)))
+    with pytest.raises(PlanningError, match="must take a filter of a scored layer"):
+        pruner.prune(pruner.discover_candidates(), budget=ChannelRatio(0.5), strategy=Greedy(Relevance({})))
+
+
 @pytest.mark.parametrize("package", ("lightning", "transformers"))
 def test_a_wrong_interval_is_refused(package):
     pytest.importorskip(package, reason=f"needs the extra [{package}]")
@@ -130,8 +168,9 @@ def test_a_wrong_interval_is_refused(package):
         module.RelevanceCallback([], every=0)
 
 
-@pytest.mark.parametrize("package", ("lightning", "transformers"))
+@pytest.mark.parametrize("package", ("lightning", "transformers", "torch_kirigami"))
 def test_without_its_package_an_integration_names_the_extra(package):
-    code = f"import sys; sys.modules['{package}'] = None; import hrel_ext.integrations.{package}"
+    extra = package.removeprefix("torch_")
+    code = f"import sys; sys.modules['{package}'] = None; import hrel_ext.integrations.{extra}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stderr.strip().endswith(f"needs {package}: pip install 'hrel_ext[{package}]'")
+    assert done.stderr.strip().endswith(f"needs {package}: pip install 'hrel_ext[{extra}]'")

@@ -1,4 +1,4 @@
-"""An include or import that follows no arrow of docs/architecture.md fails, and a file that no arrow mentions."""
+"""An include or import that no arrow of docs/architecture.md allows fails; so does a module without arrows or tests."""
 # SPDX-License-Identifier: MIT
 
 import ast
@@ -67,3 +67,35 @@ def test_a_file_that_no_arrow_mentions_is_found(tmp_path):
     (tmp_path / "hrel_ext/stray.py").touch()
     with pytest.raises(KeyError, match="stray"):
         list(violations(tmp_path))
+
+
+# Module to the file of its tests, where that is not named after it; of a folder of experiments, one for all.
+ELSEWHERE = {
+    "_batch": "errors",
+    "_files": "faults",
+    "_rational": "ops",
+    "experiment": "experiments",
+    "integrations": "integrations",
+    "label_entropy": "relevance",
+    "pruning.cost": "plan",
+    "pruning.importance": "criteria",
+    "pruning.planning": "plan",
+    "pruning.state": "cycles",
+    "recipes": "recipes",
+    "recording": "resume",
+    "testing": "ops",
+    "tracking": "cli",
+    "zoo": "zoo",
+}
+
+
+def test_every_module_has_its_tests():
+    package = ROOT / "hrel_ext"
+    modules = [".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py")]
+    modules = {name for name in modules if not name.endswith("__init__")}
+    folders = {name.split(".")[0] for name in modules}
+    assert set(ELSEWHERE) <= modules | folders
+    for name in modules:
+        folder, _, own = name.rpartition(".")
+        tests = ELSEWHERE.get(name) or ELSEWHERE.get(folder) or own.removeprefix("_")
+        assert (ROOT / f"tests/test_{tests}.py").is_file(), name

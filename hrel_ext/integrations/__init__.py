@@ -1,2 +1,5 @@
-"""Hooks for other training loops, `lightning` and `transformers`, each of which imports its package when it is used."""
+"""Hooks for the training loops of `lightning` and `transformers`, and a metric for the pruner of `kirigami`.
+
+Each module imports its package when it is used.
+"""
 # SPDX-License-Identifier: MIT

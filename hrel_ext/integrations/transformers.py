@@ -10,8 +10,6 @@ except ImportError as error:
     text = "hrel_ext.integrations.transformers needs transformers: pip install 'hrel_ext[transformers]'"
     raise ImportError(text) from error
 
-from torch import nn
-
 from hrel_ext.collect import Batch, collect
 from hrel_ext.scores import Scores
 
@@ -43,8 +41,8 @@ class RelevanceCallback(TrainerCallback):
         self.scores: dict[int, Scores] = {}
 
     def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **others: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         epochs = round(state.epoch)
         if epochs % self.every == 0:
-            self.scores[epochs] = collect(model, self.batches, **self.options)
+            self.scores[epochs] = collect(others["model"], self.batches, **self.options)

@@ -10,6 +10,7 @@ import reprlib
 import stat
 import textwrap
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ PLAN, WEIGHTS, STATE_DICT = "plan.json", "model.safetensors", "model.pt"
 
 
 def save_pruned(
-    directory: str | os.PathLike,
+    directory: str | os.PathLike[str],
     model: nn.Module,
     result: PruningResult,
     *,
@@ -87,7 +88,7 @@ def save_pruned(
     write_json(directory / PLAN, plan)
 
 
-def load_pruned(path: str | os.PathLike, model_fn: Callable[[], nn.Module] | None = None) -> nn.Module:
+def load_pruned(path: str | os.PathLike[str], model_fn: Callable[[], nn.Module] | None = None) -> nn.Module:
     """Rebuild a pruned network from its folder: the architecture without the removed filters, with the weights.
 
     Nothing in the folder is run: the plan is JSON, the weights are safetensors.
@@ -143,7 +144,7 @@ def load_pruned(path: str | os.PathLike, model_fn: Callable[[], nn.Module] | Non
     return model.eval()
 
 
-def read_plan(folder: str | os.PathLike) -> dict[str, Any]:
+def read_plan(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The plan of a folder of `save_pruned`, with all that is needed to rebuild the network checked.
 
     Raises:
@@ -170,7 +171,7 @@ def read_plan(folder: str | os.PathLike) -> dict[str, Any]:
         where = f"layers[{name!r}] of {file}"
         _check_entry(where, layer, "original", int, "an integer above 0", lambda width: width > 0)
         rule = f"ascending indices of some of its {layer['original']} filters"
-        _check_entry(where, layer, "kept", list, rule, lambda kept, width=layer["original"]: _indices(kept, width))
+        _check_entry(where, layer, "kept", list, rule, partial(_indices, width=layer["original"]))
     _check_entry(file, plan, "weights", dict, "an object")
     where = f"weights of {file}"
     plain = "the name of a file in this folder"
@@ -223,17 +224,17 @@ def _bytes_of(file: Path) -> bytes:
     return file.read_bytes()
 
 
-def _positive(numbers: list) -> bool:
+def _positive(numbers: list[Any]) -> bool:
     return bool(numbers) and all(type(number) is int and number > 0 for number in numbers)
 
 
-def _indices(kept: list, width: int) -> bool:
+def _indices(kept: list[Any], width: int) -> bool:
     """Whether these are ascending, at least one, and below ``width``."""
     integers = bool(kept) and all(type(index) is int for index in kept)
     return integers and 0 <= kept[0] and kept[-1] < width and all(a < b for a, b in pairwise(kept))
 
 
-def write_json(path: Path, content: Mapping) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON that appears whole or not at all."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda unfinished: unfinished.write_text(text))

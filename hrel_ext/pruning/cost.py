@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +112,7 @@ def measure_latency(model: nn.Module, inputs: Tensor, *, runs: int = 50, warmup:
     """
     device = next(model.parameters()).device
     inputs = inputs.to(device)
-    finish = torch.cuda.synchronize if device.type == "cuda" else lambda: None  # a GPU returns before it is done
+    finish: Any = torch.cuda.synchronize if device.type == "cuda" else lambda: None  # a GPU returns before it is done
     times_ms = []
     with evaluation_mode(model), torch.no_grad():
         for run in range(-warmup, runs):

@@ -9,9 +9,9 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch_pruning
@@ -31,7 +31,7 @@ from hrel_ext.collect import (
     targets_of,
 )
 from hrel_ext.pruning.groups import traceable
-from hrel_ext.scores import LayerScores, OverBatches, Rows
+from hrel_ext.scores import LayerScores, OverBatches, Rows, Scores
 from hrel_ext.selection import select_filters
 
 Layers = Mapping[str, str | nn.Module] | Iterable[str] | None
@@ -123,7 +123,7 @@ class Criterion(ABC):
             unscored: dict[str, str] = {}
             table = self._measure(model, targets, unscored if layers is None else None)
             for name, scores in table.items():
-                _check(name, scores, _num_filters(layers_of[name]))
+                _check(name, scores, cast(int, _num_filters(layers_of[name])))
             self.unscored = unscored
             self._table = dict(table)
             self._scores = {name: scores.mean.double() for name, scores in table.items()}
@@ -216,13 +216,15 @@ class _WeightCriterion(Criterion):
     def __init__(self, batches: Iterable[Batch] | None = None) -> None:
         super().__init__()
 
-    def _measure(self, model, targets, unscored):
+    def _measure(
+        self, model: nn.Module, targets: dict[str, nn.Module], unscored: dict[str, str] | None
+    ) -> Mapping[str, FilterScores | LayerScores]:
         with torch.no_grad():
             rows = {name: self._of_layer(name, model.get_submodule(name)) for name in targets}
         return {name: FilterScores(row.double().cpu()[None]) for name, row in rows.items()}
 
     @abstractmethod
-    def _of_layer(self, name: str, layer: nn.Module) -> Tensor:
+    def _of_layer(self, name: str, layer: Any) -> Tensor:
         """(F,)."""
 
 
@@ -248,8 +250,8 @@ class Random(_WeightCriterion):
         super().__init__(batches)
         self.seed = seed
 
-    def _of_layer(self, name: str, layer: nn.Module) -> Tensor:
-        num_filters = _num_filters(layer)
+    def _of_layer(self, name: str, layer: Any) -> Tensor:
+        num_filters = cast(int, _num_filters(layer))
         # Not hash(), which is salted in every process.
         seed = zlib.crc32(f"{self.seed} {name} {num_filters}".encode())
         return torch.rand(num_filters, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -273,7 +275,7 @@ class L1Norm(_WeightCriterion):
     name = "l1"
     _order: ClassVar[int] = 1
 
-    def _of_layer(self, name: str, layer: nn.Module) -> Tensor:
+    def _of_layer(self, name: str, layer: Any) -> Tensor:
         if isinstance(layer, nn.modules.conv._ConvTransposeNd):
             raise ValueError(f"layers must not name transposed convolutions, got {name!r}")  # filters are columns there
         return torch.linalg.vector_norm(layer.weight.double().flatten(1), ord=self._order, dim=1)
@@ -334,7 +336,9 @@ class _MapCriterion(_DataCriterion):
         super().__init__(batches)
         self.where, self.progress = where, progress
 
-    def _measure(self, model, targets, unscored):
+    def _measure(
+        self, model: nn.Module, targets: dict[str, nn.Module], unscored: dict[str, str] | None
+    ) -> Mapping[str, FilterScores | LayerScores]:
         check_where(self.where, targets)
         batches = _ranks.shared(self.batches) if self._one_by_one else self.batches
         batches = iter(self.progress(batches) if self.progress else batches)
@@ -384,8 +388,10 @@ class _SetCriterion(_MapCriterion):
 
     _one_by_one = False
 
-    def _of_batches(self, model, batches, targets):
-        kept: dict[str, list] = {name: [] for name in targets}
+    def _of_batches(
+        self, model: nn.Module, batches: Iterator[Batch], targets: dict[str, nn.Module]
+    ) -> Mapping[str, FilterScores | LayerScores]:
+        kept: dict[str, list[Any]] = {name: [] for name in targets}
         device = _device(model)
         with torch.no_grad(), evaluation_mode(model):
             for inputs, labels in full_batches(batches):
@@ -393,7 +399,7 @@ class _SetCriterion(_MapCriterion):
                     kept[name].append(part)
         return {name: self._together(parts) for name, parts in kept.items()}
 
-    def _together(self, parts: list) -> FilterScores:
+    def _together(self, parts: list[Any]) -> FilterScores:
         """The scores, from what `_of_batch` gave of each mini-batch."""
         raise NotImplementedError
 
@@ -429,7 +435,9 @@ class BatchNormScale(_DataCriterion):
 
     name = "bn_scale"
 
-    def _measure(self, model, targets, unscored):
+    def _measure(
+        self, model: nn.Module, targets: dict[str, nn.Module], unscored: dict[str, str] | None
+    ) -> Mapping[str, FilterScores | LayerScores]:
         layers = {name: model.get_submodule(name) for name in targets}
         sample, _ = self._sample(iter(self.batches))
         norms = _following_norms(model, sample.to(_device(model)), layers)
@@ -449,12 +457,12 @@ class BatchNormScale(_DataCriterion):
         }
 
 
-def _following_norms(model: nn.Module, inputs: Tensor, layers: dict[str, nn.Module]) -> dict[str, list[nn.Module]]:
+def _following_norms(model: nn.Module, inputs: Tensor, layers: dict[str, nn.Module]) -> dict[str, list[Any]]:
     """Layer to the batch norms that take its very output."""
     outputs: list[tuple[str, Tensor]] = []  # kept, so that no other tensor gets the same identity
-    norms: dict[str, list[nn.Module]] = {name: [] for name in layers}
+    norms: dict[str, list[Any]] = {name: [] for name in layers}
 
-    def take(module: nn.Module, inputs: tuple) -> None:
+    def take(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         for name, output in outputs:
             if inputs[0] is output and module not in norms[name]:
                 norms[name].append(module)
@@ -547,7 +555,9 @@ class Taylor(_MapCriterion):
 
     name = "taylor"
 
-    def _of_batch(self, model, inputs, labels, targets):
+    def _of_batch(
+        self, model: nn.Module, inputs: Tensor, labels: Tensor, targets: dict[str, nn.Module]
+    ) -> dict[str, Any]:
         if not inputs.is_floating_point():
             raise TypeError(f"inputs must be floating point to have gradients, got {inputs.dtype}")
         maps: dict[str, Tensor] = {}
@@ -620,8 +630,9 @@ class AlignmentElimination(_SetCriterion):
         whole = [(-total).exp() for total in totals]
         position = torch.zeros(num_filters, dtype=torch.float64)
         for place in range(num_filters):
-            alignment = sum(
-                self._alignments(squared[left], total, k) for squared, total, k in zip(rows, totals, whole, strict=True)
+            alignment = reduce(
+                torch.add,
+                (self._alignments(s[left], total, k) for s, total, k in zip(rows, totals, whole, strict=True)),
             )  # (candidates,)
             best = int(alignment.argmax())  # argmax takes the first maximum
             position[left[best]] = place
@@ -682,10 +693,14 @@ class HRel(_MapCriterion):
         super().__init__(batches, where=where, progress=progress)
         self.sigma, self.alpha, self.label_sigma = sigma, alpha, label_sigma
 
-    def _of_batches(self, model, batches, targets):
+    def _of_batches(
+        self, model: nn.Module, batches: Iterator[Batch], targets: dict[str, nn.Module]
+    ) -> Mapping[str, FilterScores | LayerScores]:
         return self._collect(model, batches, targets)
 
-    def _collect(self, model: nn.Module, batches: Iterator[Batch], targets: dict[str, nn.Module], **null: int):
+    def _collect(
+        self, model: nn.Module, batches: Iterator[Batch], targets: dict[str, nn.Module], **null: Any
+    ) -> Scores:
         return collect(
             model,
             batches,
@@ -741,9 +756,11 @@ class HRelDebiased(HRel):
             raise ValueError(f"permutations must be >= 1, got {permutations}")
         self.permutations, self.seed = permutations, seed
 
-    def _of_batches(self, model, batches, targets):
+    def _of_batches(
+        self, model: nn.Module, batches: Iterator[Batch], targets: dict[str, nn.Module]
+    ) -> Mapping[str, FilterScores | LayerScores]:
         table = self._collect(model, batches, targets, permutations=self.permutations, seed=self.seed)
-        return {name: _less(scores, scores.null.double().mean(0)) for name, scores in table.items()}
+        return {name: _less(scores, cast(Tensor, scores.null).double().mean(0)) for name, scores in table.items()}
 
 
 def _less(scores: LayerScores, bias: Tensor) -> FilterScores:
@@ -789,16 +806,18 @@ class HRelSet(HRel):
     _one_by_one = False
     _of_batches = _SetCriterion._of_batches  # maps are kept, where `collect` would score them at once
 
-    def _of_batch(self, model, inputs, labels, targets):
+    def _of_batch(
+        self, model: nn.Module, inputs: Tensor, labels: Tensor, targets: dict[str, nn.Module]
+    ) -> dict[str, Any]:
         def keep(name: str, output: Tensor) -> tuple[Tensor, Tensor]:
             _check_maps(name, output)
             return output.clone(), labels  # an operation in place may follow
 
         return score_forward_pass(model, inputs, targets, self.where, keep)
 
-    def _together(self, rows):
+    def _together(self, rows: list[tuple[Tensor, Tensor]]) -> FilterScores:
         num_filters = rows[0][0].shape[1]
-        options = {"sigma": self.sigma, "alpha": self.alpha, "label_sigma": self.label_sigma}
+        options: dict[str, Any] = {"sigma": self.sigma, "alpha": self.alpha, "label_sigma": self.label_sigma}
         order = select_filters(rows, keep=num_filters, **options).order  # (F,)
         return FilterScores((num_filters - 1 - order.argsort()).double()[None])
 
@@ -828,7 +847,9 @@ class TorchPruningCriterion(_DataCriterion):
         super().__init__(batches)
         self.importance = importance
 
-    def _measure(self, model, targets, unscored):
+    def _measure(
+        self, model: nn.Module, targets: dict[str, nn.Module], unscored: dict[str, str] | None
+    ) -> Mapping[str, FilterScores | LayerScores]:
         sample, _ = self._sample(iter(self.batches))
         scores, lacking = {}, {}
         graph = dependency_graph(model, sample)
@@ -838,7 +859,8 @@ class TorchPruningCriterion(_DataCriterion):
                 lacking[name] = "is not in the traced graph"
                 continue
             prune_out = graph.get_pruner_of_module(layer).prune_out_channels
-            found = self.importance(graph.get_pruning_group(layer, prune_out, list(range(_num_filters(layer)))))
+            filters = list(range(cast(int, _num_filters(layer))))
+            found = self.importance(graph.get_pruning_group(layer, prune_out, filters))
             if found is None:
                 lacking[name] = "the importance gives None"
             else:

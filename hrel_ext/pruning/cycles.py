@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save, save_file
@@ -147,7 +148,7 @@ def restore(
     if optimizer:
         optimizer.load_state_dict(torch.load(folder / _OPTIMIZER, weights_only=True))
     if (folder / _BATCHES).exists():
-        batches.load_state_dict(torch.load(folder / _BATCHES, weights_only=True))
+        cast(Any, batches).load_state_dict(torch.load(folder / _BATCHES, weights_only=True))
 
 
 def score_tensors(cycles: Iterable[Cycle | Decision]) -> dict[str, Tensor]:
@@ -164,7 +165,7 @@ def score_tensors(cycles: Iterable[Cycle | Decision]) -> dict[str, Tensor]:
 def write_scores(path: Path, cycles: Iterable[Cycle], others: Mapping[str, Tensor]) -> None:
     """Write the scores of cycles, and other tensors, to one safetensors file, which appears whole or not at all: see
     `score_tensors`."""
-    content = save(score_tensors(cycles) | others)
+    content = save({**score_tensors(cycles), **others})
     write_atomically(path, lambda unfinished: unfinished.write_bytes(content))
 
 

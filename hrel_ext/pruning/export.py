@@ -6,7 +6,7 @@ import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class Agreement(NamedTuple):
     tolerance: float
 
 
-def export_onnx(model: nn.Module, example_inputs: Tensor, path: str | os.PathLike) -> Agreement:
+def export_onnx(model: nn.Module, example_inputs: Tensor, path: str | os.PathLike[str]) -> Agreement:
     """Write a network as one ONNX file, its weights in it, after onnxruntime gave the same outputs from that file.
 
     The input is called ``input``, the output ``output`` (of several: ``output_0``, ``output_1``, ...), and the first
@@ -80,7 +80,7 @@ def export_onnx(model: nn.Module, example_inputs: Tensor, path: str | os.PathLik
                 output_names=names,
                 dynamic_shapes=({0: "batch"},),
             )
-            unfinished.write_bytes(exported.model_proto.SerializeToString())
+            unfinished.write_bytes(cast(torch.onnx.ONNXProgram, exported).model_proto.SerializeToString())
         except torch.onnx.OnnxExporterError as error:
             raise ValueError(f"model must be one that ONNX can express, got {_reason(error)}") from error
         try:
@@ -97,7 +97,7 @@ def export_onnx(model: nn.Module, example_inputs: Tensor, path: str | os.PathLik
     return _write(path, write)
 
 
-def export_pt2(model: nn.Module, example_inputs: Tensor, path: str | os.PathLike) -> Agreement:
+def export_pt2(model: nn.Module, example_inputs: Tensor, path: str | os.PathLike[str]) -> Agreement:
     """Write a network as a program of torch.export, after the program loaded from that file gave the same outputs.
 
     ``torch.export.load(path).module()`` runs it for any number of samples, without this package and without the code
@@ -176,7 +176,7 @@ def _tensors(outputs: object) -> list[Tensor]:
 
 
 def _compare(
-    path: str | os.PathLike, cases: Sequence[tuple[Tensor, list[Tensor]]], got: Sequence[Sequence[Tensor]]
+    path: str | os.PathLike[str], cases: Sequence[tuple[Tensor, list[Tensor]]], got: Sequence[Sequence[Tensor]]
 ) -> Agreement:
     """The worst agreement of all outputs, measured by its tolerance."""
     agreements = []
@@ -200,7 +200,7 @@ def _compare(
     return max(agreements, key=lambda agreement: agreement.difference / (agreement.tolerance or 1))
 
 
-def _write(path: str | os.PathLike, write: Callable[[Path], Agreement]) -> Agreement:
+def _write(path: str | os.PathLike[str], write: Callable[[Path], Agreement]) -> Agreement:
     """Let ``write`` fill and check a file, which then appears at ``path``."""
     path, agreements = Path(path), []
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch_pruning
@@ -184,7 +184,7 @@ class _Reached(NamedTuple):
     """What the removal of some channels of a root does at one node of the graph."""
 
     node: Any
-    handler: Callable
+    handler: Any  # of one of Torch-Pruning's pruners, a method
     side: Side | None  # None for a node without channels of its own, such as a sum
     size: int  # channels of the side
     pairs: set[tuple[int, int]]  # index here, index at the root
@@ -225,7 +225,7 @@ class _Graph:
         if name not in self.nodes:
             raise ValueError(f"layer {name!r} must take part in a forward pass of the model to be pruned")
         root = self.nodes[name]
-        pairs: dict[tuple[Any, Callable], set[_HybridIndex]] = defaultdict(set)
+        pairs: dict[tuple[Any, Callable[..., Any]], set[_HybridIndex]] = defaultdict(set)
         stack = [(root, self._pruner(root).prune_out_channels, [_HybridIndex(i, i) for i in indices])]
         while stack:
             node, handler, reached = stack.pop()
@@ -237,7 +237,7 @@ class _Graph:
                     for mapping in dependency.index_mapping:
                         mapped = mapping(mapped) if mapping is not None else mapped
                     stack.append((dependency.target, dependency.handler, mapped))
-        for (node, handler), reached in pairs.items():
+        for (node, handler), indices_there in pairs.items():
             direction = "out" if handler == self._pruner(node).prune_out_channels else "in"
             size = self._graph.get_out_channels(node) if direction == "out" else self._graph.get_in_channels(node)
             layer = self._names.get(node.module)
@@ -246,7 +246,7 @@ class _Graph:
                 handler,
                 side=None if layer is None or size is None else Side(layer, direction),
                 size=size,
-                pairs={(index.idx, index.root_idx) for index in reached},
+                pairs={(index.idx, index.root_idx) for index in indices_there},
                 is_sum=node.type == OPTYPE.ELEMENTWISE and _is_sum(node),
                 is_output=node.type == OPTYPE.OUTPUT,
             )
@@ -271,19 +271,19 @@ def _remove(
                 if reached.side is not None:
                     cuts[reached.side].update(index for index, _ in reached.pairs)
                     at[reached.side] = reached
-        for side, indices in cuts.items():
-            _check_cut(at[side], indices, removed)
+        for side, cut in cuts.items():
+            _check_cut(at[side], cut, removed)
         carried = _Carried(optimizer)
-        for side, indices in cuts.items():
+        for side, cut in cuts.items():
             node, handler = at[side].node, at[side].handler
             handler.__self__.pruning_dim = node.pruning_dim
             if isinstance(node.module, nn.Parameter):
                 owner, _, attribute = side.layer.rpartition(".")
-                carried.cut_parameter(model.get_submodule(owner), attribute, handler, sorted(indices))
+                carried.cut_parameter(model.get_submodule(owner), attribute, handler, sorted(cut))
             else:
-                carried.cut(node.module, handler, sorted(indices))
+                carried.cut(node.module, handler, sorted(cut))
         carried.give_back()
-    return {side: sorted(indices) for side, indices in cuts.items()}
+    return {side: sorted(cut) for side, cut in cuts.items()}
 
 
 def _ignore(model: nn.Module, cut: Mapping[Side, Sequence[int]]) -> None:
@@ -327,8 +327,8 @@ class _Partition:
     def join(self, one: Any, other: Any) -> None:
         self._parent[self.find(other)] = self.find(one)
 
-    def sets(self) -> dict[Any, list]:
-        found = defaultdict(list)
+    def sets(self) -> dict[Any, list[Any]]:
+        found: dict[Any, list[Any]] = defaultdict(list)
         for thing in self._parent:
             found[self.find(thing)].append(thing)
         return found
@@ -342,8 +342,8 @@ class _Carried:
         self._state = dict(optimizer.state) if optimizer else {}
         self._successor: dict[nn.Parameter, nn.Parameter] = {}
 
-    def cut(self, layer: nn.Module, handler: Callable, indices: list[int]) -> None:
-        before = dict(layer._parameters)
+    def cut(self, layer: nn.Module, handler: Callable[..., Any], indices: list[int]) -> None:
+        before: dict[str, Any] = dict(layer._parameters)
         shadows = {}
         for key in sorted({key for p in before.values() if p is not None for key in self._shaped(p)}):
             shadows[key] = copy.copy(layer)  # with tensors of the optimizer in the places of the weights
@@ -356,11 +356,13 @@ class _Carried:
         for shadow in shadows.values():
             handler(shadow, indices)
         for name, old in before.items():
-            new = layer._parameters[name]
+            new: Any = layer._parameters[name]
             if new is not old:
-                self._replace(old, new, {key: shadow._parameters[name].detach() for key, shadow in shadows.items()})
+                self._replace(
+                    old, new, {key: cast(Tensor, shadow._parameters[name]).detach() for key, shadow in shadows.items()}
+                )
 
-    def cut_parameter(self, owner: nn.Module, name: str, handler: Callable, indices: list[int]) -> None:
+    def cut_parameter(self, owner: nn.Module, name: str, handler: Callable[..., Any], indices: list[int]) -> None:
         old = getattr(owner, name)
         new = handler(old, indices)
         setattr(owner, name, new)
@@ -448,7 +450,7 @@ def _problem(module: nn.Module) -> str | None:
 
 
 def _check_cut(reached: _Reached, indices: set[int], removed: Mapping[str, Sequence[int]]) -> None:
-    side, size = reached.side, reached.size
+    side, size = cast(Side, reached.side), reached.size
     if out := [index for index in indices if not 0 <= index < size]:
         raise ValueError(f"removed must name channels of {side.layer!r} below {size}, got {min(out, key=abs)}")
     if len(indices) >= size:
@@ -466,13 +468,13 @@ def _check_cut(reached: _Reached, indices: set[int], removed: Mapping[str, Seque
 
 
 def _groups(
-    parts: _Partition, names: Sequence[str], residual: set, problems: Mapping[tuple[Side, int], str]
+    parts: _Partition, names: Sequence[str], residual: set[Any], problems: Mapping[tuple[Side, int], str]
 ) -> list[Group]:
     """Units with the same sides, flags and problem, together."""
     order = {name: position for position, name in enumerate(names)}
     flagged = {parts.find(channel) for channel in residual}
     named_problems = {parts.find(channel): problem for channel, problem in problems.items()}
-    kinds: dict[tuple, list] = defaultdict(list)
+    kinds: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
     for representative, members in parts.sets().items():
         filters: dict[str, list[int]] = defaultdict(list)
         for side, index in members:

@@ -7,6 +7,7 @@ one number for each channel of the root.
 
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import reduce
 
 import torch
 import torch_pruning
@@ -113,7 +114,8 @@ class GroupImportance(torch_pruning.importance.Importance):
         blocks = _num_blocks(group)
         if blocks == 1 or len(channels) % blocks or len(channels) != group._DG.get_out_channels(group[0].dep.layer):
             return _pairwise_different(found)
-        found = sum(found.view(blocks, -1)) / blocks  # in one order for all: .mean(0) rounds some columns otherwise
+        # In one order for all: .mean(0) rounds some columns otherwise.
+        found = reduce(torch.add, found.view(blocks, -1)) / blocks
         return _pairwise_different(found, spare_bits=blocks.bit_length()).repeat(blocks)
 
     def _report(self, root: str, lacking: list[str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -176,14 +177,14 @@ def make_plan(
         if kept == [len(group.units) for group in network.groups]:
             reasons = _summary(network.reason(name, levels) for name in limits)
             raise ValueError(f"limits must leave something to prune: {reasons}")
-    elif "latency_ms" in target and measured:
+    elif target and "latency_ms" in target and measured:
         ratio, latency = measured.ratio, measured.latency_ms
         kept = _uniform(ratio, levels)
-    elif "latency_ms" in target:
+    elif target and "latency_ms" in target:
         ratio, kept, latency = _meet_latency(network, levels, target)
         asked = [ratio] * len(levels)
     else:
-        ratio, kept = _meet_cost(network, levels, *next(iter(target.items())))
+        ratio, kept = _meet_cost(network, levels, *next(iter((target or {}).items())))
         asked = [ratio] * len(levels)
     return network.plan(kept, levels, asked, target, limits or {}, latency)
 
@@ -369,7 +370,7 @@ def _positions(model: nn.Module, example_inputs: Tensor) -> tuple[dict[str, int]
     runs: dict[str, int] = defaultdict(int)
     positions: dict[str, int] = defaultdict(int)
 
-    def hook(name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def hook(name: str, module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         runs[name] += 1
         width = module.out_channels if isinstance(module, CONVOLUTIONS) else module.out_features
         positions[name] += output[0].numel() // width
@@ -450,7 +451,7 @@ def _ratios(levels: Sequence[Sequence[int]]) -> list[float]:
 
 
 def _meet_cost(
-    network: _Network, levels: Sequence[Sequence[int]], quantity: str, share: float
+    network: _Network, levels: Sequence[Sequence[int]], quantity: str, share: Any
 ) -> tuple[float, list[int]]:
     """The uniform ratio and the units kept that leave just less than a share of the MACs or parameters."""
     attribute = {"macs": "macs", "params": "parameters"}[quantity]
@@ -612,12 +613,12 @@ def _check(
         others = set(target) - {quantity} - ({"device"} if quantity == "latency_ms" else set())
         if quantity is None or others:
             raise ValueError(f"target must name one of {', '.join(BUDGETS)}, got {dict(target)}")
-        value = target[quantity]
+        value: Any = target[quantity]
         if quantity == "latency_ms":
-            if not (isinstance(value, Real) and value > 0):
+            if not (isinstance(value, Real) and float(value) > 0):
                 raise ValueError(f"target latency_ms must be above 0, got {value!r}")
-            check_device(target.get("device", "cpu"))
-        elif not (isinstance(value, Real) and 0 < value < 1):
+            check_device(cast(str, target.get("device", "cpu")))
+        elif not (isinstance(value, Real) and 0 < float(value) < 1):
             raise ValueError(f"target {quantity}, the share that is left, must be above 0 and below 1, got {value!r}")
     if residual not in RESIDUALS:
         raise ValueError(f"residual must be one of {', '.join(RESIDUALS)}, got {residual!r}")

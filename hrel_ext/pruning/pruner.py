@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +78,7 @@ def prune(
     alpha: float = 1.01,
     label_sigma: float = 0.1,
     criterion: Criterion | None = None,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     on_cycle: Callable[[Cycle], None] | None = None,
     progress: Callable[[Iterable[Batch]], Iterable[Batch]] | None = None,
 ) -> PruningResult:
@@ -145,7 +147,7 @@ def prune(
     """
     if (max_drop is not None) and not (evaluate and max_drop >= 0):
         raise ValueError(f"max_drop must be at least 0 and come with evaluate, got {max_drop}")
-    rules = {
+    rules: dict[str, Any] = {
         "target": target,
         "limits": limits,
         "residual": residual,
@@ -170,7 +172,8 @@ def prune(
             raise ValueError(f"cycles must be left out where shares decide, got {cycles}")
     elif shares is not None:
         raise ValueError("shares must come with limits, got none")
-    store = earlier = None
+    start: Any = None  # the accuracy before, where max_drop asks for it
+    store, earlier, folder = None, None, None
     if checkpoint is not None:
         settings = {
             **{**rules, "exclude": sorted(exclude)},
@@ -192,7 +195,7 @@ def prune(
     if plan is None:
         measured = earlier.measured if earlier else None
         plan = _ranks.from_first(partial(make_plan, model, example_inputs, **rules, measured=measured))
-    steps = _limit_steps(plan, shares) if limits is not None else _budget_steps(plan, cycles)
+    steps = _limit_steps(plan, shares or {}) if limits is not None else _budget_steps(plan, cycles)
     original = _original(model, plan)
     _check_scored(plan, scored or {}, model)
 
@@ -204,11 +207,12 @@ def prune(
         start, done = earlier.start, list(earlier.cycles)
         kept = dict(done[-1].kept) if done else kept
         removed = {name: sorted(set(range(width)) - set(kept[name])) for name, width in original.items()}
-        restore(folder, model, example_inputs, removed, optimizer, score_batches)
-        for cycle in done if on_cycle else ():
-            on_cycle(cycle)
+        restore(cast(Path, folder), model, example_inputs, removed, optimizer, score_batches)
+        if on_cycle:
+            for cycle in done:
+                on_cycle(cycle)
     else:
-        start = _evaluated(evaluate, model) if max_drop is not None else None
+        start = _evaluated(evaluate, model) if evaluate and max_drop is not None else None
 
     def save(decision: Decision | None = None) -> None:
         if store:
@@ -216,13 +220,13 @@ def prune(
             store.save(partial(state.write, model, optimizer, score_batches))
 
     for number, goal in enumerate(steps[len(done) :], start=len(done) + 1):
-        before = Snapshot(model, optimizer) if max_drop is not None else None
+        before: Any = Snapshot(model, optimizer) if max_drop is not None else None
         if earlier and earlier.decision and earlier.decision.number == number:
             decision = earlier.decision
         else:
             _check_ranks(model)
             decision = _decide(number, goal, plan, criterion, model, scored or {}, kept)
-            decision = _ranks.from_first(lambda decision=decision: decision)
+            decision = _ranks.from_first([decision].pop)
             save(decision)
         positions = {name: {index: i for i, index in enumerate(kept[name])} for name in decision.removed}
         now = {name: [positions[name][index] for index in indices] for name, indices in decision.removed.items()}
@@ -233,7 +237,7 @@ def prune(
         _check_ranks(model)
         if retrain:
             retrain(model, number)
-        accuracy = _evaluated(evaluate, model, start) if evaluate else None
+        accuracy: Any = _evaluated(evaluate, model, start) if evaluate else None
         cycle = Cycle(number, decision.scores, decision.removed, kept, accuracy, count(model, example_inputs))
         if on_cycle:
             on_cycle(cycle)
@@ -263,7 +267,7 @@ def _evaluated(evaluate: Callable[[nn.Module], float], model: nn.Module, start: 
     return float(value)
 
 
-def _given(function: Callable, arguments: Mapping[str, object]) -> list[str]:
+def _given(function: Callable[..., object], arguments: Mapping[str, object]) -> list[str]:
     """The names of those arguments that are not the defaults of a function."""
     defaults = inspect.signature(function).parameters
     return [name for name, value in arguments.items() if value != defaults[name].default]
@@ -359,7 +363,7 @@ def _budget_steps(plan: Plan, cycles: int) -> list[list[int]]:
     """The units that each group keeps after each of the cycles: the way to the plan in equal parts, on its levels."""
     if not isinstance(cycles, int) or cycles < 1:
         raise ValueError(f"cycles must be an integer of at least 1, got {cycles}")
-    steps = []
+    steps: list[list[int]] = []
     for number in range(1, cycles + 1):
         wanted = [
             len(group.units) - (len(group.units) - kept) * number / cycles

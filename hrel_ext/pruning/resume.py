@@ -33,7 +33,7 @@ class Checkpoints:
         settings: what decides the work, JSON values; a state of other settings is refused.
     """
 
-    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, object]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, object]) -> None:
         self._folder = Path(folder)
         self._settings = json.loads(json.dumps(settings))  # as they come back
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 
 from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
     Raises:
         ValueError: no batches.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
+    norms: list[Any] = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
     if not norms:
         return 0
     device = next(model.parameters()).device
@@ -47,7 +48,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
             total = sum(_ranks.gather(count))
             if _ranks.num_ranks() > 1 and total:
                 for statistic in (each for norm in norms for each in (norm.running_mean, norm.running_var)):
-                    statistic.copy_(_ranks.add(statistic.double().cpu() * count) / total)
+                    statistic.copy_(cast(Tensor, _ranks.add(statistic.double().cpu() * count)) / total)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
@@ -101,8 +102,8 @@ class Snapshot:
             module._parameters.update({name: _restored(*pair) for name, pair in parameters.items()})
             module._buffers.update({name: _restored(*pair) for name, pair in buffers.items()})
         if self._optimizer:
-            for group, parameters in zip(self._optimizer.param_groups, self._parameters, strict=True):
-                group["params"] = parameters
+            for group, own in zip(self._optimizer.param_groups, self._parameters, strict=True):
+                group["params"] = own
             self._optimizer.state.clear()
             for parameter, state in self._state.items():
                 self._optimizer.state[parameter] = {name: _restored(*pair) for name, pair in state.items()}
@@ -112,7 +113,7 @@ def _copied(tensor: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     return tensor, None if tensor is None else tensor.detach().clone()
 
 
-def _restored(tensor: object, copy: object) -> object:
+def _restored(tensor: Any, copy: Any) -> Any:
     if isinstance(tensor, Tensor):
         tensor.grad = None
         with torch.no_grad():

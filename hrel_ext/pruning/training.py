@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -100,7 +100,7 @@ def train(
     accumulate: int = 1,
     seed: int = 0,
     device: str = "cpu",
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     on_step: Callable[[Tensor, Tensor], object] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Training:
@@ -152,7 +152,7 @@ def train(
 
     Source: of the distillation, G. Hinton, O. Vinyals, J. Dean, arXiv 1503.02531.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "epochs": epochs,
         "learning_rate": learning_rate,
         "milestones": None if milestones is None else list(milestones),
@@ -205,13 +205,14 @@ def train(
         history = [_epoch(row) for row in json.loads((folder / _HISTORY).read_text())]
         weights = load_file(folder / _BEST)
         if (folder / _BATCHES).exists():
-            train_batches.load_state_dict(torch.load(folder / _BATCHES, weights_only=True))
+            cast(Any, train_batches).load_state_dict(torch.load(folder / _BATCHES, weights_only=True))
         loaded = scheduler.state_dict()
         if any(position.get(key) != loaded.get(key) for key in ("total_steps", "milestones")):
             done = len(history) * steps  # another number of ranks saved it, which takes other steps
             scheduler.load_state_dict(position | {"last_epoch": done, "_step_count": done + 1})
-        for epoch in history if on_epoch else ():
-            on_epoch(epoch)
+        if on_epoch:
+            for epoch in history:
+                on_epoch(epoch)
     for number in range(len(history) + 1, epochs + 1):
         model.train()
         total = torch.zeros((), device=accelerator.device)  # summed on the device: no wait in every step
@@ -332,7 +333,7 @@ def _best(history: Sequence[Epoch]) -> Epoch:
     return max(history, key=lambda epoch: (epoch.validation.accuracy, -epoch.validation.loss))
 
 
-def _epoch(row: Mapping) -> Epoch:
+def _epoch(row: Mapping[str, Any]) -> Epoch:
     return Epoch(row["number"], row["loss"], Evaluation(**row["validation"]))
 
 
