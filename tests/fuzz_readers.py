@@ -75,7 +75,8 @@ def main() -> None:
         (corpus / name).write_bytes(bytes([number]) + WHOLE[READERS[name][0]])
         assert READERS[name][2](FOLDER / READERS[name][1]) is not None
     sys.addaudithook(audit)
-    options = ["-timeout=100", "-max_len=20000", *sys.argv[1:], str(corpus)]
+    # The packages alone take more than libFuzzer's limit of 2 GiB in some environments.
+    options = ["-timeout=100", "-max_len=20000", "-rss_limit_mb=4096", *sys.argv[1:], str(corpus)]
     atheris.Setup([sys.argv[0], *options], lambda data: read(data or b"\0"), custom_mutator=mutate)
     atheris.Fuzz()
 

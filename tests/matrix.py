@@ -74,10 +74,10 @@ def table(rows: list[dict[str, str | int]]) -> str:
 
 def write(row: dict[str, str | int]) -> None:
     """Put a row into the results, and all of them into README.md."""
-    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     rows = [r for r in rows if (r["python"], r["torch"]) != (row["python"], row["torch"])] + [row]
     rows.sort(key=lambda r: [[int(n) for n in re.findall(r"\d+", r[key])] for key in ("python", "torch")])
-    RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
+    RESULTS.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
     parts = re.split(r"(<!-- matrix.*?-->\n).*?(<!-- /matrix -->)", README.read_text(), flags=re.S)
     README.write_text("".join([*parts[:2], table(rows) + "\n", *parts[2:]]))
 
