@@ -28,7 +28,7 @@ def test_a_row_takes_the_place_of_an_earlier_one_and_the_page_follows(matrix):
     tag = {"wheel": "manylinux_2_34_x86_64", "skipped": 22}
     for python, torch, passed in (("3.13.0", "2.15.0", 7), ("3.9.1", "2.4.0+cpu", 1), ("3.13.0", "2.15.0", 8)):
         matrix.write({"python": python, "torch": torch, "passed": passed, **tag})
-    assert [(row["python"], row["passed"]) for row in json.loads(matrix.RESULTS.read_text())] == [
+    assert [(row["python"], row["passed"]) for row in json.loads(matrix.RESULTS.read_text())["rows"]] == [
         ("3.9.1", 1),
         ("3.13.0", 8),
     ]
