@@ -2,6 +2,8 @@
 // differences are squared as they are: products (cpu/map_distances.h) would need a second way for outliers and offsets.
 // SPDX-License-Identifier: MIT
 #pragma once
+#include <type_traits>
+
 #include "cpu/lanes.h"
 #include "cpu/map_distances.h"
 #include "cpu/scratch.h"
@@ -13,13 +15,12 @@ namespace hrel::cpu::HREL_LEVEL {
 inline constexpr Index kStagedPositions = 32;
 inline constexpr Index kBlockTiles = 2;  // two blocks of rows, 8 KB each at 32 positions, stay in the first-level cache
 
-// From here on, reading one filter after the other in long runs (cpu/map_distances.h) is faster than eight filters side
-// by side in short ones; where the filters themselves lie side by side (channels_last) it never is.
+// From here on, one filter after the other (cpu/map_distances.h) is faster than eight filters side by side.
 inline constexpr Index kLongMap = 80;
 
 template <class Scalar>
 HREL_HD bool has_long_maps(ActivationView<Scalar> const& acts) {
-  return acts.num_features >= kLongMap && acts.feature_stride == 1;
+  return acts.num_features >= kLongMap && (acts.feature_stride == 1 || acts.filter_stride == 1);
 }
 
 // One filter a lane, of filters first_filter .. first_filter + num_filters - 1; lanes past them repeat the first one.
@@ -30,17 +31,17 @@ struct FilterSource {
   int num_filters;
   Pack scale;  // powers of two, so that scaling rounds nothing
 
-  // The positions first .. first + positions - 1 of one sample, to out[p * kTile].
-  HREL_HD void copy(Index sample, Index first, Index positions, Pack* out) const {
+  // The positions first .. first + positions - 1 of one sample, to out[p * step].
+  HREL_HD void copy(Index sample, Index first, Index positions, Pack* out, Index step) const {
     constexpr int kLanes = Lanes<Pack>::kCount;
     Scalar const* const map = acts.map(sample, first_filter) + first * acts.feature_stride;
     if (acts.filter_stride == 1 && num_filters == kLanes) {  // channels_last: neighbours are neighbours
-      for (Index p = 0; p < positions; ++p) out[p * kTile] = load<Pack>(map + p * acts.feature_stride) * scale;
+      for (Index p = 0; p < positions; ++p) out[p * step] = load<Pack>(map + p * acts.feature_stride) * scale;
       return;
     }
     Scalar const* rows[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) rows[lane] = map + (lane < num_filters ? lane : 0) * acts.filter_stride;
-    interleave(rows, acts.feature_stride, positions, scale, out, kTile);
+    interleave(rows, acts.feature_stride, positions, scale, out, step);
   }
 };
 
@@ -55,7 +56,7 @@ HREL_HD void stage(FilterSource<Scalar, Pack> const& source, Index const* order,
       for (Index p = 0; p < positions; ++p) out[p * kTile] = Pack{};
       continue;
     }
-    source.copy(order[row], first, positions, out);
+    source.copy(order[row], first, positions, out, kTile);
   }
 }
 
@@ -110,50 +111,118 @@ HREL_HD void squared_distances_side_by_side(FilterSource<Scalar, Pack> const& so
   }
 }
 
-// One filter after the other, each into its lane.
-template <class Scalar, class Pack, class IsKnown>
-HREL_HD void squared_distances_in_turn(FilterSource<Scalar, Pack> const& source, Index const* order,
-                                       IsKnown const& is_known, MapScratch<Pack> const& s, Pack* triangle) {
+// d2 of one filter into its lane.
+template <class Pack>
+HREL_HD void put_into_lane(MapScratch<Pack> const& s, int lane, Index num_samples, Pack* triangle) {
   using Value = typename Lanes<Pack>::Scalar;
   constexpr int kLanes = Lanes<Pack>::kCount;
-  Index const tiles = num_tiles(source.acts.num_samples);
-  for (int lane = 0; lane < source.num_filters; ++lane) {
-    squared_distances_of_map<Pack>(map_of_filter(source.acts, source.first_filter + lane), order, 0,
-                                   source.acts.num_features, source.scale[lane], is_known(lane), s);
-    for (Index tile_row = 0; tile_row < tiles; ++tile_row) {
-      for (Index tile_column = 0; tile_column <= tile_row; ++tile_column) {
-        Value* const out = reinterpret_cast<Value*>(triangle + tile_offset(tile_row, tile_column)) + lane;
+  Index const tiles = num_tiles(num_samples);
+  for (Index tile_row = 0; tile_row < tiles; ++tile_row) {
+    for (Index tile_column = 0; tile_column <= tile_row; ++tile_column) {
+      Value* const out = reinterpret_cast<Value*>(triangle + tile_offset(tile_row, tile_column)) + lane;
 #pragma GCC unroll 16
-        for (Index q = 0; q < kTile * kTile; ++q) {
-          out[q * kLanes] = s.row(tile_row * kTile + q / kTile)[tile_column * kTile + q % kTile];
-        }
+      for (Index q = 0; q < kTile * kTile; ++q) {
+        out[q * kLanes] = s.row(tile_row * kTile + q / kTile)[tile_column * kTile + q % kTile];
       }
     }
   }
-  // Lanes past the last filter repeat the first.
-  for (Index q = 0; q < triangle_elements(source.acts.num_samples); ++q) {
-    for (int lane = source.num_filters; lane < kLanes; ++lane) triangle[q][lane] = triangle[q][0];
-  }
 }
 
-// Scratch of one group, for maps of either length.
+// Scratch of one group, for maps of either length and in either layout.
 template <class Pack>
 struct DistanceScratch {
-  DistanceScratch(Scratch& memory, Index n) : map(memory, n), staged(memory.take<Pack>(padded(n) * kStagedPositions)) {}
+  using Value = typename Lanes<Pack>::Scalar;
+  static constexpr Index kLanes = Lanes<Pack>::kCount;
+
+  DistanceScratch(Scratch& memory, Index n)
+      : map(memory, n),
+        staged(memory.take<Pack>(padded(n) * kStagedPositions)),
+        block(memory.take<Value>(kLanes * n * kBlockPositions)),
+        squares(memory.take<WidePack<Pack>>(kLanes * map.num_squares())) {}
+
+  // The scratch of the map of one lane, with sums of its own.
+  HREL_HD MapScratch<Pack> map_of_lane(int lane) const {
+    MapScratch<Pack> own = map;
+    own.squares = squares + lane * map.num_squares();
+    return own;
+  }
 
   MapScratch<Pack> map;
   Pack* staged;
+  Value* block;             // [lanes, N, kBlockPositions] of neighbours, as is the next
+  WidePack<Pack>* squares;  // [lanes, num_squares]
 };
+
+// One filter after the other.
+template <class Scalar, class Pack, class IsKnown>
+HREL_HD void squared_distances_in_turn(FilterSource<Scalar, Pack> const& source, Index const* order,
+                                       IsKnown const& is_known, MapScratch<Pack> const& s, Pack* triangle) {
+  for (int lane = 0; lane < source.num_filters; ++lane) {
+    squared_distances_of_map<Pack>(map_of_filter(source.acts, source.first_filter + lane), order, 0,
+                                   source.acts.num_features, source.scale[lane], is_known(lane), s);
+    put_into_lane(s, lane, source.acts.num_samples, triangle);
+  }
+}
+
+// One filter after the other, of filters that lie side by side in memory (channels_last): some positions of all of
+// them are read together into s.block, each filter's to a place of its own.
+template <class Scalar, class Pack, class IsKnown>
+HREL_HD void squared_distances_of_neighbours(FilterSource<Scalar, Pack> const& source, Index const* order,
+                                             IsKnown const& is_known, DistanceScratch<Pack> const& s, Pack* triangle) {
+  using Value = typename Lanes<Pack>::Scalar;
+  constexpr Index kLanes = Lanes<Pack>::kCount, kAhead = 4;  // samples, whose lines the processor does not foresee
+  ActivationView<Scalar> const& acts = source.acts;
+  Index const n = acts.num_samples, num_positions = acts.num_features;
+  for (int lane = 0; lane < source.num_filters; ++lane) clear_squares(s.map_of_lane(lane));
+  for (Index first = 0; first < num_positions; first += kBlockPositions) {
+    Index const rest = num_positions - first, positions = rest < kBlockPositions ? rest : kBlockPositions;
+    for (Index sample = 0; sample < n; ++sample) {
+      Scalar const* const ahead = acts.map(sample + kAhead < n ? sample + kAhead : sample, source.first_filter);
+      for (Index p = 0; p < positions; p += kLanes) {
+        Index const count = positions - p < kLanes ? positions - p : kLanes;
+        Pack values[kLanes] = {};  // [position] one filter a lane, then [filter] one position a lane
+        for (Index q = p; q < p + count; ++q) __builtin_prefetch(ahead + (first + q) * acts.feature_stride, 0, 2);
+        source.copy(sample, first + p, count, values, 1);
+        transpose(values);
+        for (int lane = 0; lane < source.num_filters; ++lane) {
+          *reinterpret_cast<Pack*>(s.block + (lane * n + sample) * kBlockPositions + p) = values[lane];
+        }
+      }
+    }
+    for (int lane = 0; lane < source.num_filters; ++lane) {
+      MapView<Value> const map{s.block + lane * n * kBlockPositions, n, positions, kBlockPositions, positions, 1, 0};
+      add_positions<Product>(map, order, 0, positions, Value(1), s.map_of_lane(lane));
+    }
+  }
+  for (int lane = 0; lane < source.num_filters; ++lane) {
+    MapScratch<Pack> const own = s.map_of_lane(lane);
+    if (!distances_of_products(is_known(lane), own)) {
+      clear_squares(own);
+      add_positions<SquaredDifference>(map_of_filter(acts, source.first_filter + lane), order, 0, num_positions,
+                                       source.scale[lane], own);
+    }
+    put_into_lane(own, lane, n, triangle);
+  }
+}
 
 // triangle = d2; the diagonal is 0, or NaN where a value is NaN or infinite. is_known(lane) says what is known well
 // enough of long maps, see cpu/map_distances.h.
 template <class Scalar, class Pack, class IsKnown>
 HREL_HD void squared_distances(FilterSource<Scalar, Pack> const& source, Index const* order, IsKnown const& is_known,
                                DistanceScratch<Pack> const& s, Pack* triangle) {
-  if (has_long_maps(source.acts)) {
+  ActivationView<Scalar> const& acts = source.acts;
+  if (!has_long_maps(acts)) {
+    squared_distances_side_by_side(source, order, s.staged, triangle);
+  } else if (acts.feature_stride == 1) {
     squared_distances_in_turn(source, order, is_known, s.map, triangle);
+  } else if constexpr (std::is_same_v<typename Lanes<Pack>::Scalar, float>) {
+    squared_distances_of_neighbours(source, order, is_known, s, triangle);
   } else {
     squared_distances_side_by_side(source, order, s.staged, triangle);
+  }
+  // Lanes past the last filter repeat the first.
+  for (Index q = 0; q < triangle_elements(acts.num_samples); ++q) {
+    for (int lane = source.num_filters; lane < Lanes<Pack>::kCount; ++lane) triangle[q][lane] = triangle[q][0];
   }
 }
 

@@ -63,13 +63,14 @@ struct MapScratch {
         packs(num_rows / kLanes),
         panels(memory.take<Wide>(2 * packs * kBlockPositions)),
         centre(memory.take<Value>(kBlockPositions)),
-        squares(memory.take<Wide>(num_rows * packs)) {}
+        squares(memory.take<Wide>(num_squares())) {}
 
   Index num_rows, packs;  // samples rounded up, and the same in packs
   Wide* panels;           // [2, packs, kBlockPositions] one sample a lane
   Value* centre;          // [kBlockPositions] that positions are relative to
   Wide* squares;          // [num_rows, packs] the lower triangle of x_i . x_j, then of d2
 
+  HREL_HD Index num_squares() const { return num_rows * packs; }
   HREL_HD Value const* row(Index i) const { return reinterpret_cast<Value const*>(squares + i * packs); }
 };
 
@@ -169,14 +170,18 @@ HREL_HD void add_terms(typename Lanes<Pack>::Scalar const* rows, Pack const* col
   }
 }
 
-// s.squares = sum of Term over positions begin .. end - 1, of the lower triangle.
+template <class Pack>
+HREL_HD void clear_squares(MapScratch<Pack> const& s) {
+  for (Index q = 0; q < s.num_squares(); ++q) s.squares[q] = WidePack<Pack>{};
+}
+
+// s.squares += Term over positions begin .. end - 1, in the lower triangle.
 template <class Term, class Pack, class Scalar>
-HREL_HD void sum_over_positions(MapView<Scalar> const& map, Index const* order, Index begin, Index end,
-                                typename Lanes<Pack>::Scalar scale, MapScratch<Pack> const& s) {
+HREL_HD void add_positions(MapView<Scalar> const& map, Index const* order, Index begin, Index end,
+                           typename Lanes<Pack>::Scalar scale, MapScratch<Pack> const& s) {
   using Wide = WidePack<Pack>;
   using Value = typename Lanes<Pack>::Scalar;
   constexpr int kLanes = Lanes<Wide>::kCount;
-  for (Index q = 0; q < s.num_rows * s.packs; ++q) s.squares[q] = Wide{};
   auto const positions_from = [&](Index first) {
     return end - first < kBlockPositions ? end - first : kBlockPositions;
   };
@@ -249,7 +254,7 @@ HREL_HD bool distances_of_products(IsKnown const& is_known, MapScratch<Pack> con
     for (Index c = 0; c <= i / kLanes; ++c) {
       Wide const norm = load<Wide>(norms + c * kLanes), sum = norm + norms[i], distance = sum - 2 * row[c];
       row[c] = distance > 0 ? distance : Wide{};
-      known &= (distance == 0 & norm == norms[i]) | is_known(sum, distance);
+      known &= ((distance == 0) & (norm == norms[i])) | is_known(sum, distance);
     }
   }
   bool all = true;
@@ -263,10 +268,12 @@ HREL_HD void squared_distances_of_map(MapView<Scalar> const& map, Index const* o
                                       typename Lanes<Pack>::Scalar scale, IsKnown const& is_known,
                                       MapScratch<Pack> const& s) {
   if constexpr (std::is_same_v<typename Lanes<Pack>::Scalar, float>) {
-    sum_over_positions<Product>(map, order, begin, end, scale, s);
+    clear_squares(s);
+    add_positions<Product>(map, order, begin, end, scale, s);
     if (distances_of_products(is_known, s)) return;
   }
-  sum_over_positions<SquaredDifference>(map, order, begin, end, scale, s);
+  clear_squares(s);
+  add_positions<SquaredDifference>(map, order, begin, end, scale, s);
 }
 
 }  // namespace hrel::cpu::HREL_LEVEL
