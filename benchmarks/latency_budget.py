@@ -30,7 +30,7 @@ CASES = (  # name, images in a batch, share of the latency that is left
     ("resnet56", 64, 0.7),
     ("resnet18", 8, 0.5),
 )
-SIDE, TURNS, SEED, TOLERANCE = 32, 15, 1788, 0.1
+SIDE, TURNS, SEED, TOLERANCE = 32, 45, 1788, 0.1
 
 
 def _images(batch: int) -> torch.Tensor:

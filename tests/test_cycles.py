@@ -165,7 +165,7 @@ def test_limits_and_shares_take_the_steps_that_the_rules_allow(model, batches):
     assert widths == [8, 4]
     result = prune(model, batches, IMAGE, **options, max_ratio=0.5)
     assert [cycle.filters["inner"] for cycle in result.cycles] == [10, 8, 7, 6]  # minus int(0.1 n) + 1, down to half
-    assert result.stopped == "the limits are reached"
+    assert result.stopped == "the limits are reached as far as round_to, min_channels and max_ratio allow"
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch import nn
 
 from hrel_ext import experiment, recording
-from hrel_ext.pruning import DamagedCheckpointWarning, Random, prune, train
+from hrel_ext.pruning import DamagedCheckpointWarning, Latency, Random, cost, count, prune, train
 from hrel_ext.pruning.resume import Checkpoints
 from hrel_ext.recipes import RECIPES, Stage
 from hrel_ext.zoo.data import Batches, Split, Splits, digits
@@ -269,7 +270,13 @@ def test_a_training_goes_on_bit_for_bit_and_a_finished_one_returns(milestones, s
         assert all(torch.equal(weights[name], whole[name]) for name in whole)
 
 
-def test_pruning_goes_on_with_an_optimizer_and_does_not_score_twice(rng, tmp_path):
+def clock_of_macs(model, inputs, **_):
+    return Latency(count(model, inputs).macs / 1e4, 1, 1, 1, "cpu")
+
+
+@pytest.mark.parametrize("target", ({"macs": numpy.float32(0.4)}, {"latency_ms": 0.9}), ids=str)
+def test_pruning_goes_on_with_an_optimizer_and_does_not_score_twice(target, rng, tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "measure_latency", clock_of_macs)
     labels = torch.arange(16) % 4
     batches = [(torch.rand(16, 3, 8, 8, generator=rng) * 2 + labels[:, None, None, None], labels) for _ in range(3)]
     scored = []
@@ -292,7 +299,7 @@ def test_pruning_goes_on_with_an_optimizer_and_does_not_score_twice(rng, tmp_pat
             model,
             batches,
             torch.zeros(1, 3, 8, 8),
-            target={"macs": 0.4},
+            target=target,
             cycles=3,
             retrain=retrain,
             evaluate=lambda model: 0.5,
@@ -315,6 +322,9 @@ def test_pruning_goes_on_with_an_optimizer_and_does_not_score_twice(rng, tmp_pat
     again, same = pruned(tmp_path)
     assert not scored  # the last cycle had been scored before it was interrupted
     assert all(map(torch.equal, tensors, same))
+    for name in ("target", "layers", "kept", "latency_ms"):
+        assert getattr(again.plan, name) == getattr(result.plan, name), name
+    assert again.plan.layers[0].asked > 0
     for cycle, other in zip(result.cycles, again.cycles, strict=True):
         assert (cycle.removed, cycle.kept, cycle.accuracy, cycle.cost) == (
             other.removed,
@@ -328,7 +338,7 @@ def test_pruning_goes_on_with_an_optimizer_and_does_not_score_twice(rng, tmp_pat
             nn.Sequential(nn.Conv2d(3, 8, 3)),
             batches,
             torch.zeros(1, 3, 8, 8),
-            target={"macs": 0.4},
+            target=target,
             cycles=2,
             checkpoint=tmp_path,
         )

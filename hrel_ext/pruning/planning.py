@@ -19,7 +19,8 @@ from hrel_ext.pruning.cost import Cost, check_device, compare_latency, count
 from hrel_ext.pruning.groups import CONVOLUTIONS, TRANSPOSED, Group, Side, check_removal, find_groups, remove_filters
 
 BAND = 0.02  # a budget is met from below, within this share of the unpruned network where the steps allow it
-TURNS = 5  # in which a network is timed
+TURNS, LONG_TURNS = 5, 30  # in which a network is timed: to search, and to decide
+LONG_MEASUREMENTS = 4
 LATENCY_TOLERANCE = 0.1  # share of the milliseconds that were asked for
 BUDGETS = ("macs", "params", "latency_ms")
 RESIDUALS = ("inner", "stream")
@@ -164,6 +165,8 @@ def make_plan(
 ) -> Plan:
     """`plan`; with what was ``measured`` once, to the same plan as then, without the clock."""
     _check(model, example_inputs, target, limits, residual, round_to, min_channels, max_ratio, exclude)
+    if target:  # numbers of NumPy or torch become Python's, which files hold
+        target = {name: value if isinstance(value, str) else float(value) for name, value in target.items()}
     network = _Network(model, example_inputs, residual, frozenset(exclude))
     rules = partial(_levels, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio)
     levels = [rules(group) if group.problem is None else (len(group.units),) for group in network.groups]
@@ -179,7 +182,7 @@ def make_plan(
             raise ValueError(f"limits must leave something to prune: {reasons}")
     elif target and "latency_ms" in target and measured:
         ratio, latency = measured.ratio, measured.latency_ms
-        kept = _uniform(ratio, levels)
+        asked, kept = [ratio] * len(levels), _uniform(ratio, levels)
     elif target and "latency_ms" in target:
         ratio, kept, latency = _meet_latency(network, levels, target)
         asked = [ratio] * len(levels)
@@ -498,28 +501,41 @@ def _meet_latency(
     limit_ms, device = float(target["latency_ms"]), str(target.get("device", "cpu"))
 
     whole, inputs = copy.deepcopy(network.model).to(device), network.example_inputs
-    (turns,) = compare_latency([whole], inputs, turns=TURNS)
+    (turns,) = compare_latency([whole], inputs, turns=LONG_TURNS)
     before = statistics.median(turn.median_ms for turn in turns)
-
-    def measure(model: nn.Module) -> float:
-        """As a share of the whole network's, by turns with it: what slows the machine down for a while hits both."""
-        turns = compare_latency([whole, model.to(device)], inputs, turns=TURNS)
-        return before * statistics.median(b.median_ms / a.median_ms for a, b in zip(*turns, strict=True))
-
     if before <= limit_ms:
         raise ValueError(
             f"target latency_ms={limit_ms:g} must be below the {before:.3g} ms that the network takes on {device}"
         )
-    ratios, measured = _ratios(levels), {}
+
+    def measure(ratio: float, turns: int) -> float:
+        """As a share of the whole network's, by turns with it: what slows the machine down for a while hits both."""
+        model = network.pruned(_uniform(ratio, levels)).to(device)
+        pairs = zip(*compare_latency([whole, model], inputs, turns=turns), strict=True)
+        return before * statistics.median(b.median_ms / a.median_ms for a, b in pairs)
+
+    ratios = _ratios(levels)
+    glances: dict[float, float] = {}
 
     def fits(ratio: float) -> bool:
-        measured[ratio] = measure(network.pruned(_uniform(ratio, levels)))
-        return measured[ratio] <= limit_ms
+        glances[ratio] = measure(ratio, TURNS)
+        return glances[ratio] <= limit_ms
 
-    if not fits(ratios[-1]) and measured[ratios[-1]] > (1 + LATENCY_TOLERANCE) * limit_ms:
-        reachable = f"{measured[ratios[-1]]:.3g} ms on {device}"
+    if not fits(ratios[-1]) and glances[ratios[-1]] > (1 + LATENCY_TOLERANCE) * limit_ms:
+        reachable = f"{glances[ratios[-1]]:.3g} ms on {device}"
         raise ValueError(_unreachable(f"target latency_ms={limit_ms:g}", reachable, network, levels))
     _first(ratios, fits)
+
+    # Of many short measurements the nearest is near by luck as well. Long ones decide, each at the ratio where the
+    # straight line from the whole network through the one before it meets the budget.
+    measured: dict[float, float] = {}
+    ratio = min(glances, key=lambda ratio: abs(glances[ratio] - limit_ms))
+    while ratio not in measured and len(measured) < LONG_MEASUREMENTS:
+        measured[ratio] = measure(ratio, LONG_TURNS)
+        if abs(measured[ratio] - limit_ms) <= LATENCY_TOLERANCE / 4 * limit_ms or measured[ratio] >= before:
+            break
+        crossing = ratio * (before - limit_ms) / (before - measured[ratio])
+        ratio = min(ratios, key=lambda other: abs(other - crossing))
     best = min(measured, key=lambda ratio: abs(measured[ratio] - limit_ms))
     if abs(measured[best] - limit_ms) > LATENCY_TOLERANCE * limit_ms:
         raise ValueError(

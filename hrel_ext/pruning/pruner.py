@@ -249,7 +249,10 @@ def prune(
             return PruningResult(plan, original, tuple(done), f"rolled back to cycle {number - 1}: {drop}")
         done.append(cycle)
         save()
-    return PruningResult(plan, original, tuple(done), "the limits are reached" if limits else "the budget is met")
+    stopped = "the limits are reached" if limits else "the budget is met"
+    if any(len(kept[name]) > left for name, left in (limits or {}).items()):
+        stopped = "the limits are reached as far as round_to, min_channels and max_ratio allow"
+    return PruningResult(plan, original, tuple(done), stopped)
 
 
 def _check_ranks(model: nn.Module) -> None:

@@ -30,12 +30,13 @@ class Checkpoints:
 
     Args:
         folder: of the states; made with the first one.
-        settings: what decides the work, JSON values; a state of other settings is refused.
+        settings: what decides the work, JSON values or numbers of NumPy; a state of other settings is refused.
     """
 
     def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, object]) -> None:
         self._folder = Path(folder)
-        self._settings = json.loads(json.dumps(settings))  # as they come back
+        # As they come back. NumPy has numbers of its own.
+        self._settings = json.loads(json.dumps(settings, default=float))
 
     def save(self, write: Callable[[Path], object]) -> None:
         """Add a state and drop the oldest; of several ranks of torch.distributed rank 0 does, and the others wait.
