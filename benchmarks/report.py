@@ -8,6 +8,7 @@ With --check it writes nothing and fails where one of the pages is not what the 
 import argparse
 import json
 import math
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from targets import evaluate
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- /results -->"
-PRUNING, PLOT_FOLDER = "results/lenet5-mnist.json", "docs/plots"
+PRUNING = ("results/lenet5-mnist.json", "results/lenet5-mnist-2-3.json")  # runs with the same seeds to other limits
+PLOT_FOLDER = "docs/plots"
 GPU_LAYERS, GPU_ESTIMATOR = "results/gpu/layers.json", "results/gpu/estimator.json"
 GPU_STEPS, GPU_PROFILE = "results/gpu/protocol.json", "results/gpu/profile.json"
 PROFILED = (  # of the many metrics of Nsight Compute
@@ -39,35 +41,59 @@ def _threads(number: int) -> str:
     return "1 thread" if number == 1 else f"{number} threads"
 
 
-def pruning_table(report: Json, up: str) -> list[str]:
-    before, after, filters = report["before"], report["after"], report["filters"]
-    rows = [[f"filters, {layer}", str(n), str(filters["after"][layer])] for layer, n in filters["before"].items()]
-    for key, name in (("parameters", "parameters"), ("macs", "MACs"), ("conv_macs", "MACs of the convolutions")):
-        change = 100 * (after[key] / before[key] - 1)
-        rows.append([name, f"{before[key]:,}", f"{after[key]:,} ({change:+.1f} %)"])
-    batch, threads = before["latency_batch_size"], before["latency_threads"]
-    latency = f"latency, batch of {batch}, {_threads(threads)}"
-    rows.append([latency, f"{before['latency_ms']:.1f} ms", f"{after['latency_ms']:.1f} ms"])
-    points = 100 * (after["test_accuracy"] - before["test_accuracy"])
-    tests = [f"{100 * side['test_accuracy']:.2f} %" for side in (before, after)]
-    rows.append(["**test accuracy**", tests[0], f"{tests[1]} ({points:+.2f} points)"])
-    seconds, environment = report["seconds"]["total"], report["environment"]
-    return [
-        f"`{report['command']}` (seed {report['seed']}, {seconds / 60:.1f} minutes on "
-        f"{_threads(environment['threads'])} of {environment['processor']}, torch {environment['torch']}; "
-        f"{link(PRUNING, up)}):",
-        "",
-        *table(["", "before", "after"], rows),
-    ]
-
-
-def cycles_table(report: Json) -> list[str]:
-    layers = list(report["filters"]["before"])
+def pruning_table(experiments: list[list[Json]], up: str) -> list[str]:
+    """Of runs with the same seeds, to one set of limits after the other: one column for each."""
+    first = experiments[0][0]
+    for experiment in experiments:
+        if [run["seed"] for run in experiment] != [run["seed"] for run in experiments[0]]:
+            raise ValueError(f"the runs must have the same seeds in each of {', '.join(PRUNING)}")
+    before, lasts = first["before"], [experiment[0] for experiment in experiments]
     rows = [
-        [str(c["cycle"]), *(str(c["filters"][layer]) for layer in layers), f"{100 * c['validation_accuracy']:.2f} %"]
-        for c in report["cycles"]
+        [f"filters, {layer}", str(n), *(str(last["filters"]["after"][layer]) for last in lasts)]
+        for layer, n in first["filters"]["before"].items()
     ]
-    return table(["cycle", *(f"filters, {layer}" for layer in layers), "validation accuracy"], rows)
+    for key, name in (("parameters", "parameters"), ("macs", "MACs"), ("conv_macs", "MACs of the convolutions")):
+        left = [f"{last['after'][key]:,} ({100 * (last['after'][key] / before[key] - 1):+.1f} %)" for last in lasts]
+        rows.append([name, f"{before[key]:,}", *left])
+    latencies = [
+        statistics.median(run[side]["latency_ms"] for run in runs)
+        for side, runs in (("before", experiments[0]), *(("after", experiment) for experiment in experiments))
+    ]
+    batch, threads = before["latency_batch_size"], before["latency_threads"]
+    rows.append([f"latency, batch of {batch}, {_threads(threads)}", *(f"{ms:.1f} ms" for ms in latencies)])
+    tests = [f"{100 * statistics.mean(run['before']['test_accuracy'] for run in experiments[0]):.2f} %"]
+    for runs in experiments:
+        changes = [100 * (run["after"]["test_accuracy"] - run["before"]["test_accuracy"]) for run in runs]
+        accuracy = 100 * statistics.mean(run["after"]["test_accuracy"] for run in runs)
+        span = f" points, {min(changes):+.2f} to {max(changes):+.2f})" if len(runs) > 1 else " points)"
+        tests.append(f"{accuracy:.2f} % ({statistics.mean(changes):+.2f}{span}")
+    rows.append(["**test accuracy**", *tests])
+    commands = [f"`{last['command'].split(' --seed')[0]}`" for last in lasts]
+    minutes = [statistics.median(run["seconds"]["total"] for run in runs) / 60 for runs in experiments]
+    environment, seeds = first["environment"], ", ".join(str(run["seed"]) for run in experiments[0])
+    return [
+        f"{' and '.join(commands)}, `--seed` {seeds}: means, medians of the latency; "
+        f"{' and '.join(f'{each:.0f}' for each in minutes)} minutes a run on {_threads(environment['threads'])} of "
+        f"{environment['processor']}, torch {environment['torch']} "
+        f"({', '.join(link(path, up) for path in PRUNING)}):",
+        "",
+        *table(["", "before", *("after" for _ in lasts)], rows),
+    ]
+
+
+def cycles_table(experiments: list[list[Json]]) -> list[str]:
+    """Of the longest way, the filters, which every seed has, and the mean accuracy."""
+    runs = max(experiments, key=lambda experiment: len(experiment[0]["cycles"]))
+    layers = list(runs[0]["filters"]["before"])
+    rows = [
+        [
+            str(cycles[0]["cycle"]),
+            *(str(cycles[0]["filters"][layer]) for layer in layers),
+            f"{100 * statistics.mean(cycle['validation_accuracy'] for cycle in cycles):.2f} %",
+        ]
+        for cycles in zip(*(run["cycles"] for run in runs), strict=True)
+    ]
+    return table(["cycle", *(f"filters, {layer}" for layer in layers), "validation accuracy, mean"], rows)
 
 
 def milliseconds(row: Json, name: str) -> str:
@@ -270,7 +296,7 @@ def read_criteria(root: Path) -> dict[str, Json]:
 
 def render(root: Path) -> dict[Path, str]:
     """Return the files this program writes and what belongs in them."""
-    pruning, cpu = json.loads((root / PRUNING).read_text()), read_cpu(root)
+    pruning, cpu = [json.loads((root / path).read_text())["runs"] for path in PRUNING], read_cpu(root)
     scoring = [*gpu_summary(root, ""), *cpu_tables.speedup_table(cpu, link(CPU, ""))]
     readme = between_marks(root / "README.md", [*pruning_table(pruning, ""), "", *scoring])
     up, plots = "../", Path(PLOT_FOLDER).relative_to("docs").as_posix() + "/"  # from docs/

@@ -281,7 +281,7 @@ def test_pages_are_what_the_json_renders_to(capsys, monkeypatch):
 
 
 def copy_of_results(folder, *, gpu=False):
-    names = ["README.md", "docs/index.md", "docs/results.md", report.PRUNING, report.CPU]
+    names = ["README.md", "docs/index.md", "docs/results.md", *report.PRUNING, report.CPU]
     names += [name for name in criteria_tables.STUDIES if (report.ROOT / name).exists()]
     if gpu:
         names += [n for n in (report.GPU_LAYERS, report.GPU_STEPS, report.GPU_PROFILE) if (report.ROOT / n).exists()]

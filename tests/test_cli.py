@@ -140,7 +140,7 @@ def test_without_tensorboard_a_run_is_refused_before_it_trains(tmp_path, monkeyp
 
 
 def test_without_the_extra_a_run_says_how_to_get_its_page(tmp_path, monkeypatch, capsys):
-    report = json.loads((ROOT / "results/lenet5-mnist.json").read_text()) | {"stopped": "the limits are reached"}
+    report, *_ = json.loads((ROOT / "results/lenet5-mnist.json").read_text())["runs"]
     monkeypatch.setattr(experiment, "run", lambda *_, **__: report)
     monkeypatch.setitem(sys.modules, "hrel_ext.report.page", None)
     monkeypatch.setattr(sys, "argv", ["hrel", "prune", "lenet5", "--output", str(tmp_path)])

@@ -41,7 +41,7 @@ RECIPE = dataclasses.replace(
 def some_digits():
     splits = digits(0)
     return Splits(
-        *(Split(part.images[:150], part.labels[:150]) for part in (splits.train, splits.validation, splits.test))
+        *(Split(part.images[:100], part.labels[:100]) for part in (splits.train, splits.validation, splits.test))
     )
 
 
