@@ -13,7 +13,7 @@ prune: $(VENV)/installed
 # HREL_DATA_DIR adds the tests on real MNIST, HREL_TESTS=quick leaves out the long ones in C++.
 HREL_TESTS ?= ON
 test: $(VENV)/installed-test
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/ctest -DHREL_PYTHON=OFF -DHREL_TESTS=$(HREL_TESTS) -DHREL_CUDA=OFF
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S . -B build/ctest -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DHREL_PYTHON=OFF -DHREL_TESTS=$(HREL_TESTS) -DHREL_CUDA=OFF
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/ctest
 	PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir build/ctest --output-on-failure --parallel 2
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
@@ -70,6 +70,7 @@ $(VENV)/installed: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet '.[prune,cli,zoo]'
 	touch $@
 
+# Built where the C++ tests are, which take the kernels of the CPU from there.
 $(VENV)/installed-test: $(VENV)/bin/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet -e '.[prune,cli,zoo,report,export,tensorboard,lightning,transformers,kirigami,docs,test]' 'cmake>=3.22,<5' 'ninja>=1.11'
+	HREL_CMAKE_DIR=$(CURDIR)/build/ctest $(BIN)/python -m pip install --quiet -e '.[prune,cli,zoo,report,export,tensorboard,lightning,transformers,kirigami,docs,test]' 'cmake>=3.22,<5' 'ninja>=1.11'
 	touch $@

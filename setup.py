@@ -1,6 +1,7 @@
 """Runs CMake and puts the native module beside hrel_ext/__init__.py; everything else is in pyproject.toml.
 
 Read from the environment and passed to CMake as they are: HREL_CUDA (ON, OFF, AUTO), CMAKE_CUDA_ARCHITECTURES.
+HREL_CMAKE_DIR: the folder that CMake builds in, in place of setuptools' temporary one.
 """
 # SPDX-License-Identifier: MIT
 
@@ -20,7 +21,8 @@ class CMakeBuild(build_ext):
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = Path(self.build_temp).resolve()
+        build = Path(os.environ.get("HREL_CMAKE_DIR", self.build_temp)).resolve()
+        (build / "CMakeCache.txt").unlink(missing_ok=True)  # choices of another time; what is compiled is kept
         options = [f"-D{name}={os.environ[name]}" for name in PASSED_THROUGH if name in os.environ]
         configure = ["cmake", "-G", "Ninja", "-S", str(Path(__file__).parent), "-B", str(build)]
         configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]

@@ -28,7 +28,8 @@ def build(target: str) -> Path:
     if os.uname().machine not in ("x86_64", "amd64"):
         raise Unavailable(f"{target} exists for x86-64 only, this is {os.uname().machine}")
     folder = Path(os.environ.get("HREL_BUILD_DIR", ROOT / "build")) / "ctest"
-    options = ("-DHREL_PYTHON=OFF", "-DHREL_TESTS=ON", "-DHREL_CUDA=OFF")
+    ninja = f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=TOOLS)}"  # pip's own, of the build before, is gone
+    options = ("-DHREL_PYTHON=OFF", "-DHREL_TESTS=ON", "-DHREL_CUDA=OFF", ninja)
     run("cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(folder), *options)
     run("cmake", "--build", str(folder), "--target", target)
     return folder / target
