@@ -300,7 +300,7 @@ HREL_HD void alignment_of_group(AlignmentProblem<Scalar> const& problem, Index f
   using Value = typename Lanes<Pack>::Scalar;
   Index const n = problem.acts.num_samples;
   Pack* const triangle = memory.take<Pack>(triangle_elements(n));
-  DistanceScratch<Pack> const distances(memory, n);
+  DistanceScratch<Pack> const distances(memory, problem.acts);
   AlignmentScratch<Value> const scratch(memory);
   FilterSource<Scalar, Pack> const source{problem.acts, first_filter, num_filters, splat<Pack>(1)};
   auto const known = [](int) { return KnownToRoot{}; };

@@ -23,6 +23,12 @@ HREL_HD bool has_long_maps(ActivationView<Scalar> const& acts) {
   return acts.num_features >= kLongMap && (acts.feature_stride == 1 || acts.filter_stride == 1);
 }
 
+// Whether they are read together with their neighbours in memory (channels_last), see squared_distances_of_neighbours.
+template <class Pack, class Scalar>
+HREL_HD bool reads_neighbours(ActivationView<Scalar> const& acts) {
+  return std::is_same_v<typename Lanes<Pack>::Scalar, float> && has_long_maps(acts) && acts.feature_stride != 1;
+}
+
 // One filter a lane, of filters first_filter .. first_filter + num_filters - 1; lanes past them repeat the first one.
 template <class Scalar, class Pack>
 struct FilterSource {
@@ -134,11 +140,12 @@ struct DistanceScratch {
   using Value = typename Lanes<Pack>::Scalar;
   static constexpr Index kLanes = Lanes<Pack>::kCount;
 
-  DistanceScratch(Scratch& memory, Index n)
-      : map(memory, n),
-        staged(memory.take<Pack>(padded(n) * kStagedPositions)),
-        block(memory.take<Value>(kLanes * n * kBlockPositions)),
-        squares(memory.take<WidePack<Pack>>(kLanes * map.num_squares())) {}
+  template <class Scalar>
+  DistanceScratch(Scratch& memory, ActivationView<Scalar> const& acts)
+      : map(memory, acts.num_samples),
+        staged(memory.take<Pack>(padded(acts.num_samples) * kStagedPositions)),
+        block(memory.take<Value>(reads_neighbours<Pack>(acts) ? kLanes * acts.num_samples * kBlockPositions : 0)),
+        squares(memory.take<WidePack<Pack>>(reads_neighbours<Pack>(acts) ? kLanes * map.num_squares() : 0)) {}
 
   // The scratch of the map of one lane, with sums of its own.
   HREL_HD MapScratch<Pack> map_of_lane(int lane) const {

@@ -48,7 +48,7 @@ struct Relevance {
   using GroupScratch = RelevanceScratch<Pack>;
 
   static Index count(Problem const& problem) { return problem.acts.num_filters; }
-  static Index size(Problem const& problem) { return problem.acts.num_samples; }
+  static ActivationView<Scalar> const& operand(Problem const& problem) { return problem.acts; }
   static bool members_take_turns(Problem const& problem) { return has_long_maps(problem.acts); }
 
   template <class Pack>
@@ -64,7 +64,7 @@ struct Permutations {
   using GroupScratch = RelevanceScratch<Pack>;
 
   static Index count(Problem const& problem) { return problem.acts.num_filters; }
-  static Index size(Problem const& problem) { return problem.acts.num_samples; }
+  static ActivationView<Scalar> const& operand(Problem const& problem) { return problem.acts; }
   static bool members_take_turns(Problem const&) { return false; }  // the distances are little of the work
 
   template <class Pack>
@@ -80,7 +80,7 @@ struct MatrixEntropy {
   using GroupScratch = EntropyScratch<Pack>;
 
   static Index count(Problem const& problem) { return problem.gram.num_matrices; }
-  static Index size(Problem const& problem) { return problem.gram.size; }
+  static Index operand(Problem const& problem) { return problem.gram.size; }
   static bool members_take_turns(Problem const&) { return false; }
 
   template <class Pack>
@@ -107,7 +107,7 @@ struct Entropies {
   template <class Pack>
   static Index bytes(Problem const& problem) {
     Scratch memory{nullptr};
-    typename Group::template GroupScratch<Pack>(memory, Group::size(problem));
+    typename Group::template GroupScratch<Pack>(memory, Group::operand(problem));
     return memory.used;
   }
 
@@ -154,7 +154,7 @@ struct FilterAlignment {
     Index const n = problem.acts.num_samples;
     Scratch memory{nullptr};
     memory.take<Pack>(triangle_elements(n));
-    DistanceScratch<Pack>(memory, n);
+    DistanceScratch<Pack>(memory, problem.acts);
     AlignmentScratch<Scalar>{memory};
     return memory.used;
   }

@@ -18,8 +18,11 @@ namespace hrel::cpu::HREL_LEVEL {
 // Scratch of one group.
 template <class Pack>
 struct RelevanceScratch : EntropyScratch<Pack> {
-  RelevanceScratch(Scratch& memory, Index n)
-      : EntropyScratch<Pack>(memory, n), block(memory.take<Pack>(triangle_elements(n))), distances(memory, n) {}
+  template <class Scalar>
+  RelevanceScratch(Scratch& memory, ActivationView<Scalar> const& acts)
+      : EntropyScratch<Pack>(memory, acts.num_samples),
+        block(memory.take<Pack>(triangle_elements(acts.num_samples))),
+        distances(memory, acts) {}
 
   Pack* block;  // [N, N] of one class, or of A o B
   DistanceScratch<Pack> distances;
@@ -153,7 +156,7 @@ HREL_HD void relevance_of_group(RelevanceProblem<Scalar> const& problem, Index f
                                 Scratch memory, bool* doubtful) {
   constexpr int kLanes = Lanes<Pack>::kCount;
   EntropyOrder const& order = problem.order;
-  RelevanceScratch<Pack> const s(memory, problem.acts.num_samples);
+  RelevanceScratch<Pack> const s(memory, problem.acts);
   Pack const not_finite =
       centred_gaussian_of_group(problem.acts, problem.labels.order, problem.sigma, first_filter, num_filters, s);
   double joint[kLanes], own[kLanes];
@@ -171,7 +174,7 @@ template <class Pack, class Scalar>
 HREL_HD void permutations_of_group(PermutationProblem<Scalar> const& problem, Index first_filter, int num_filters,
                                    Scratch memory, bool* doubtful) {
   Index const n = problem.acts.num_samples;
-  RelevanceScratch<Pack> const s(memory, n);
+  RelevanceScratch<Pack> const s(memory, problem.acts);
   Pack const not_finite =
       centred_gaussian_of_group(problem.acts, problem.labels.order, problem.sigma, first_filter, num_filters, s);
   for (Index r = 0; r < problem.num_permutations; ++r) {

@@ -39,7 +39,7 @@ void add_stages_of_group(RelevanceProblem<float> const& problem, Index first_fil
                          double* seconds) {
   constexpr int kLanes = Lanes<FloatPack>::kCount;
   Index const n = problem.acts.num_samples;
-  RelevanceScratch<FloatPack> const s(memory, n);
+  RelevanceScratch<FloatPack> const s(memory, problem.acts);
   FloatPack scale, inverse_sigma;
   for (int lane = 0; lane < kLanes; ++lane) {
     double const sigma = problem.sigma[first_filter + (lane < num_filters ? lane : 0)];
@@ -79,7 +79,7 @@ int stages(Index samples, Index filters, Index features, int classes, double lim
   layer.sigma.assign(layer.sigma.size(), std::sqrt(static_cast<float>(features)));  // near the mean distance
   RelevanceProblem<float> const problem = layer.problem(test::kOrder101);
   Scratch counted{nullptr};
-  RelevanceScratch<FloatPack>(counted, samples);
+  RelevanceScratch<FloatPack>(counted, problem.acts);
   std::vector<std::byte> memory(counted.used + kScratchAlignment);
   std::uintptr_t const address = reinterpret_cast<std::uintptr_t>(memory.data());
   std::byte* const aligned = memory.data() + (kScratchAlignment - address % kScratchAlignment) % kScratchAlignment;
