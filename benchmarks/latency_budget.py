@@ -7,7 +7,7 @@ by turns. A machine whose clock drifts slows both, so what counts is the pruned 
 network's: it must be within 10 % of the share that was asked. The milliseconds are written beside it.
 
 glibc gives large pieces of memory back to the system after each pass until it has seen larger ones, as a process that
-has pruned a network has and a fresh one has not; page faults then slow it by a third. Both are told to keep them.
+has pruned a network has and a fresh one has not; page faults then slow it. Both are told to keep them.
 """
 # SPDX-License-Identifier: MIT
 
