@@ -23,7 +23,7 @@ HREL_HD bool has_long_maps(ActivationView<Scalar> const& acts) {
   return acts.num_features >= kLongMap && (acts.feature_stride == 1 || acts.filter_stride == 1);
 }
 
-// Whether they are read together with their neighbours in memory (channels_last), see squared_distances_of_neighbours.
+// Whether long maps are read together with their neighbours in memory (channels_last): squared_distances_of_neighbours.
 template <class Pack, class Scalar>
 HREL_HD bool reads_neighbours(ActivationView<Scalar> const& acts) {
   return std::is_same_v<typename Lanes<Pack>::Scalar, float> && has_long_maps(acts) && acts.feature_stride != 1;
