@@ -243,7 +243,9 @@ def recipes_command(
     """List the experiments: what they end with, how long they train, and what that took where it was measured."""
     from hrel_ext.pruning import schedule
 
-    reports = [json.loads(path.read_text()) for path in sorted(results.rglob("*.json"))]
+    contents = [json.loads(path.read_text()) for path in sorted(results.rglob("*.json"))]
+    # A file is the report of one run, or {"runs": [report, ...]}, or something else.
+    reports = [run for content in contents if isinstance(content, dict) for run in content.get("runs", [content])]
     marked: list[str] = []
     table = Table(box=None, pad_edge=False)
     for column in ("name", "schedule", "filters left", "epochs", "cycles", "cost"):

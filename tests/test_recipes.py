@@ -210,6 +210,9 @@ def test_recipes_are_listed_with_their_epochs_and_what_was_measured(tmp_path, ca
         report = {"recipe": recipe, "seed": seed, "device": "cuda", "seconds": {"total": seconds}}
         (tmp_path / f"{seed}.json").write_text(json.dumps(report))
     (tmp_path / "other.json").write_text(json.dumps([{"recipe": None}]))
+    recipe = dataclasses.asdict(EXPERIMENTS["lenet5-mnist"]["short"])
+    runs = [{"recipe": recipe, "seed": seed, "device": "cpu", "seconds": {"total": 1200.0}} for seed in range(2)]
+    (tmp_path / "runs.json").write_text(json.dumps({"runs": runs}))
     recipes_command(results=tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
@@ -218,6 +221,7 @@ def test_recipes_are_listed_with_their_epochs_and_what_was_measured(tmp_path, ca
     rows = {tuple(line.split()[:2]): line.split() for line in lines}
     assert rows["vgg16-cifar10", "short"][-6:] == ["196", "36", "11.0", "min", "on", "cuda"]
     assert rows["vgg16-cifar10", "paper"][-4:] == ["3630", "36", "not", "measured"]
+    assert rows["lenet5-mnist", "short"][-4:] == ["20.0", "min", "on", "cpu"]
     assert rows["lenet5-mnist", "paper"] == ["lenet5-mnist", "paper", "4", "5", "720", "16", "not", "measured"]
     assert rows["resnet56-cifar10-stream", "paper"][-4:] == ["1182", "9", "not", "measured"]
     assert rows["resnet50-imagefolder", "paper"][-4:] == ["300", "9", "not", "measured"]
