@@ -260,6 +260,12 @@ struct Fiber {
   unsigned lane() const { return linear % kWarpSize; }
 };
 
+// The lanes of one warp that wait for others of theirs at one place, with what the first of them brought.
+struct Collective {
+  Fiber const* first;
+  unsigned lanes;
+};
+
 struct Machine {
   std::deque<Fiber> fibers;  // kept from launch to launch, each idle at the end of its loop; never moved
   unsigned num_threads = 0;
@@ -276,6 +282,9 @@ struct Machine {
 
   unsigned num_at_barrier = 0;
   bool vote = false;  // of those at the barrier
+
+  std::array<std::vector<Collective>, kMaxThreads / kWarpSize> collectives;  // of each warp, not yet complete
+
   std::exception_ptr failure;
   bool cancelled = false;  // whoever goes on unwinds its stack
   std::vector<Site> sites;
@@ -451,19 +460,27 @@ inline void warp_collective(Place const& place, Exchange const& exchange) {
   self.place = place;
   self.exchange = exchange;
   self.state = State::kInWarp;
-  bool complete = true;
-  for_each_named_lane(self, [&](Fiber const& other) {
-    if (in_same_collective(self, other)) return;
-    complete = false;
+  std::vector<Collective>& waiting = machine.collectives[self.linear / kWarpSize];
+  auto own = waiting.end();
+  for (auto it = waiting.begin(); it != waiting.end(); ++it) {
+    if (in_same_collective(self, *it->first)) {
+      own = it;
+      continue;
+    }
     // Two lanes that name each other never meet; one that does not name this lane may come later.
-    if (other.state != State::kInWarp || (other.exchange.mask >> self.lane() & 1u) == 0) return;
+    unsigned const met = it->lanes & named;
+    if (met == 0 || (it->first->exchange.mask >> self.lane() & 1u) == 0) continue;
+    Fiber const& other = machine.fibers[first_lane_of(self).linear + static_cast<unsigned>(std::countr_zero(met))];
     bool const same_place = other.place == place && other.exchange.bytes == exchange.bytes;
     throw fault(std::string("lanes of one warp ") +
                 (same_place ? "with different masks: " : "at different collectives: ") + describe(other) + " in " +
                 describe(other.place) + " with mask " + describe_mask(other.exchange.mask) + ", " + describe(self) +
                 " in " + describe(place) + " with mask " + describe_mask(exchange.mask));
-  });
-  if (complete) {
+  }
+  if (own == waiting.end()) own = waiting.insert(own, {&self, 0});
+  own->lanes |= 1u << self.lane();
+  if (own->lanes == named) {
+    waiting.erase(own);
     deliver(self);
     for_each_named_lane(self, [](Fiber& fiber) { make_ready(fiber); });
     ++machine.counters.collectives;
@@ -538,6 +555,7 @@ inline void run_block() {
   machine.vote = false;
   machine.queue = nullptr;
   for (std::vector<Fiber*>& queue : machine.queues) queue.clear();
+  for (std::vector<Collective>& waiting : machine.collectives) waiting.clear();
   for (unsigned i = 0; i < machine.num_threads; ++i) {
     Fiber& fiber = machine.fibers[i];
     fiber.linear = i;
