@@ -151,6 +151,8 @@ def _run(
             return None
         recorder.begin(name)
 
+        taught = {"label_smoothing": 0.0, "distillation": recipe.distillation} if teacher else {}
+
         def on_epoch(epoch: Epoch) -> None:
             recorder.save(output / PLANE)
             clock.save()
@@ -162,9 +164,8 @@ def _run(
                 model,
                 RecordedBatches(batches, recorder, name),
                 validation,
-                **_settings(recipe, stage),
+                **_settings(recipe, stage) | taught,
                 teacher=teacher,
-                distillation=recipe.distillation if teacher else 0.0,
                 seed=seed,
                 device=device,
                 checkpoint=states / name.replace(" ", "-"),

@@ -33,6 +33,7 @@ RECIPE = dataclasses.replace(
     cycle=short,
     final=short,
     batch_size=50,
+    label_smoothing=0.1,
     distillation=0.5,
     plane_every=2,
 )

@@ -194,6 +194,10 @@ def test_evaluation_is_the_closed_form_for_known_logits():
         ({"precision": "fp8"}, "precision must be one of no, bf16, fp16, got 'fp8'"),
         ({"distillation": 1.5}, "distillation must be between 0 and 1, got 1.5"),
         ({"distillation": 0.5}, "distillation must be 0 without a teacher, got 0.5"),
+        (
+            {"teacher": nn.Linear(4, 3), "distillation": 0.5, "label_smoothing": 0.1},
+            "label_smoothing must be 0 with a teacher, got 0.1",
+        ),
         ({"teacher": nn.Linear(4, 3)}, "distillation must be above 0 with a teacher, got 0.0"),
         ({"device": "tpu"}, "device must be cpu or cuda, got 'tpu'"),
     ),

@@ -128,7 +128,8 @@ def train(
         momentum: of SGD; constant.
         nesterov: whether the momentum is Nesterov's.
         weight_decay: of SGD, on all parameters.
-        label_smoothing: share of every label that is spread evenly over the classes, in [0, 1).
+        label_smoothing: share of every label that is spread evenly over the classes, in [0, 1); 0 with a teacher, whose
+            softened logits take that part.
         teacher: a network whose logits the model learns as well, say the unpruned one; not changed.
         distillation: w, the weight of the teacher, in (0, 1]; 0 without a teacher.
         precision: "no" (float32), "bf16" or "fp16" for mixed precision; validation is always float32.
@@ -169,6 +170,8 @@ def train(
     if (distillation > 0) != (teacher is not None):
         rule = "0 without a teacher" if teacher is None else "above 0 with a teacher"
         raise ValueError(f"distillation must be {rule}, got {distillation}")
+    if teacher is not None and label_smoothing:
+        raise ValueError(f"label_smoothing must be 0 with a teacher, got {label_smoothing}")
     check_device(device)
     settings["parameters"] = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     store = None if checkpoint is None else Checkpoints(checkpoint, settings)

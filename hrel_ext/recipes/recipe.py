@@ -55,7 +55,7 @@ class Recipe:
         momentum: of SGD.
         nesterov: whether it is Nesterov's.
         weight_decay: of SGD.
-        label_smoothing: see `hrel_ext.pruning.train`, as are the next two.
+        label_smoothing: of all training without a teacher, see `hrel_ext.pruning.train`, as for the next two.
         precision: "no", "bf16" or "fp16".
         accumulate: parts of a mini-batch.
         distillation: weight of the unpruned network as a teacher in retraining; 0 for none.
