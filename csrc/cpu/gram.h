@@ -117,18 +117,33 @@ HREL_HD void squared_distances_side_by_side(FilterSource<Scalar, Pack> const& so
   }
 }
 
-// d2 of one filter into its lane.
+// Maps whose d2 go into their lanes together, in one pass over the triangle.
 template <class Pack>
-HREL_HD void put_into_lane(MapScratch<Pack> const& s, int lane, Index num_samples, Pack* triangle) {
+inline constexpr int kMapsAtOnce = Lanes<Pack>::kCount < kTile ? Lanes<Pack>::kCount : kTile;
+
+// d2 of `count` maps of s, at most kMapsAtOnce, into the lanes from `lane` on.
+template <class Pack>
+HREL_HD void put_into_lanes(MapScratch<Pack> const& s, int lane, int count, Index num_samples, Pack* triangle) {
   using Value = typename Lanes<Pack>::Scalar;
-  constexpr int kLanes = Lanes<Pack>::kCount;
+  constexpr int kLanes = Lanes<Pack>::kCount, kMaps = kMapsAtOnce<Pack>;
+  typedef Value Columns __attribute__((vector_size(kMaps * sizeof(Value))));
+  Value const* map[kMaps];
+  for (int k = 0; k < kMaps; ++k) map[k] = s.of_map(k < count ? k : 0).row(0);
   Index const tiles = num_tiles(num_samples);
   for (Index tile_row = 0; tile_row < tiles; ++tile_row) {
     for (Index tile_column = 0; tile_column <= tile_row; ++tile_column) {
       Value* const out = reinterpret_cast<Value*>(triangle + tile_offset(tile_row, tile_column)) + lane;
-#pragma GCC unroll 16
-      for (Index q = 0; q < kTile * kTile; ++q) {
-        out[q * kLanes] = s.row(tile_row * kTile + q / kTile)[tile_column * kTile + q % kTile];
+#pragma GCC unroll 8
+      for (Index q = 0; q < kTile * kTile; q += kMaps) {
+        Columns elements[kMaps];  // of one row: [map] then [column]
+#pragma GCC unroll 4
+        for (int k = 0; k < kMaps; ++k) {
+          Index const offset = s.row(tile_row * kTile + q / kTile) - s.row(0) + tile_column * kTile + q % kTile;
+          __builtin_memcpy(&elements[k], map[k] + offset, sizeof(Columns));
+        }
+        transpose(elements);
+#pragma GCC unroll 4
+        for (int j = 0; j < kMaps; ++j) __builtin_memcpy(out + (q + j) * kLanes, &elements[j], sizeof(Columns));
       }
     }
   }
@@ -142,32 +157,28 @@ struct DistanceScratch {
 
   template <class Scalar>
   DistanceScratch(Scratch& memory, ActivationView<Scalar> const& acts)
-      : map(memory, acts.num_samples),
+      : maps(memory, acts.num_samples, reads_neighbours<Pack>(acts) ? kLanes : Index{kMapsAtOnce<Pack>}),
         staged(memory.take<Pack>(padded(acts.num_samples) * kStagedPositions)),
-        block(memory.take<Value>(reads_neighbours<Pack>(acts) ? kLanes * acts.num_samples * kBlockPositions : 0)),
-        squares(memory.take<WidePack<Pack>>(reads_neighbours<Pack>(acts) ? kLanes * map.num_squares() : 0)) {}
+        block(memory.take<Value>(reads_neighbours<Pack>(acts) ? kLanes * acts.num_samples * kBlockPositions : 0)) {}
 
-  // The scratch of the map of one lane, with sums of its own.
-  HREL_HD MapScratch<Pack> map_of_lane(int lane) const {
-    MapScratch<Pack> own = map;
-    own.squares = squares + lane * map.num_squares();
-    return own;
-  }
-
-  MapScratch<Pack> map;
+  MapScratch<Pack> maps;
   Pack* staged;
-  Value* block;             // [lanes, N, kBlockPositions] of neighbours, as is the next
-  WidePack<Pack>* squares;  // [lanes, num_squares]
+  Value* block;  // [lanes, N, kBlockPositions] of neighbours
 };
 
 // One filter after the other.
 template <class Scalar, class Pack, class IsKnown>
 HREL_HD void squared_distances_in_turn(FilterSource<Scalar, Pack> const& source, Index const* order,
                                        IsKnown const& is_known, MapScratch<Pack> const& s, Pack* triangle) {
-  for (int lane = 0; lane < source.num_filters; ++lane) {
-    squared_distances_of_map<Pack>(map_of_filter(source.acts, source.first_filter + lane), order, 0,
-                                   source.acts.num_features, source.scale[lane], is_known(lane), s);
-    put_into_lane(s, lane, source.acts.num_samples, triangle);
+  constexpr int kMaps = kMapsAtOnce<Pack>;
+  for (int first = 0; first < source.num_filters; first += kMaps) {
+    int const count = source.num_filters - first < kMaps ? source.num_filters - first : kMaps;
+    for (int k = 0; k < count; ++k) {
+      int const lane = first + k;
+      squared_distances_of_map<Pack>(map_of_filter(source.acts, source.first_filter + lane), order, 0,
+                                     source.acts.num_features, source.scale[lane], is_known(lane), s.of_map(k));
+    }
+    put_into_lanes(s, first, count, source.acts.num_samples, triangle);
   }
 }
 
@@ -180,7 +191,7 @@ HREL_HD void squared_distances_of_neighbours(FilterSource<Scalar, Pack> const& s
   constexpr Index kLanes = Lanes<Pack>::kCount, kAhead = 4;  // samples, whose lines the processor does not foresee
   ActivationView<Scalar> const& acts = source.acts;
   Index const n = acts.num_samples, num_positions = acts.num_features;
-  for (int lane = 0; lane < source.num_filters; ++lane) clear_squares(s.map_of_lane(lane));
+  for (int lane = 0; lane < source.num_filters; ++lane) clear_squares(s.maps.of_map(lane));
   for (Index first = 0; first < num_positions; first += kBlockPositions) {
     Index const rest = num_positions - first, positions = rest < kBlockPositions ? rest : kBlockPositions;
     for (Index sample = 0; sample < n; ++sample) {
@@ -198,17 +209,20 @@ HREL_HD void squared_distances_of_neighbours(FilterSource<Scalar, Pack> const& s
     }
     for (int lane = 0; lane < source.num_filters; ++lane) {
       MapView<Value> const map{s.block + lane * n * kBlockPositions, n, positions, kBlockPositions, positions, 1, 0};
-      add_positions<Product>(map, order, 0, positions, Value(1), s.map_of_lane(lane));
+      add_positions<Product>(map, order, 0, positions, Value(1), s.maps.of_map(lane));
     }
   }
   for (int lane = 0; lane < source.num_filters; ++lane) {
-    MapScratch<Pack> const own = s.map_of_lane(lane);
+    MapScratch<Pack> const own = s.maps.of_map(lane);
     if (!distances_of_products(is_known(lane), own)) {
       clear_squares(own);
       add_positions<SquaredDifference>(map_of_filter(acts, source.first_filter + lane), order, 0, num_positions,
                                        source.scale[lane], own);
     }
-    put_into_lane(own, lane, n, triangle);
+  }
+  for (int lane = 0; lane < source.num_filters; lane += kMapsAtOnce<Pack>) {
+    int const rest = source.num_filters - lane;
+    put_into_lanes(s.maps.of_map(lane), lane, rest < kMapsAtOnce<Pack> ? rest : kMapsAtOnce<Pack>, n, triangle);
   }
 }
 
@@ -221,7 +235,7 @@ HREL_HD void squared_distances(FilterSource<Scalar, Pack> const& source, Index c
   if (!has_long_maps(acts)) {
     squared_distances_side_by_side(source, order, s.staged, triangle);
   } else if (acts.feature_stride == 1) {
-    squared_distances_in_turn(source, order, is_known, s.map, triangle);
+    squared_distances_in_turn(source, order, is_known, s.maps, triangle);
   } else if constexpr (std::is_same_v<typename Lanes<Pack>::Scalar, float>) {
     squared_distances_of_neighbours(source, order, is_known, s, triangle);
   } else {

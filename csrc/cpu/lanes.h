@@ -11,8 +11,7 @@
 
 namespace hrel::cpu::HREL_LEVEL {
 
-// 256 bits where the level has them. AVX-512 gains from its 32 registers, not from wider packs, which would leave the
-// second-level cache.
+// 256 bits where the level has them.
 #if defined(__AVX2__)
 inline constexpr int kPackBytes = 32;
 typedef float FloatPack __attribute__((vector_size(32)));
@@ -60,13 +59,15 @@ struct Lanes<DoublePack> {
   static constexpr double kNegligibleSquare = 1e-290;
 };
 
-// For loops over the samples of one filter, whose matrix does not leave the cache: the widest pack of the level, but
-// for float64, whose filters are few.
+// The widest pack of the level: for loops over the samples of one filter, and for groups of filters whose triangles the
+// second-level cache holds. Not for float64, whose filters are few.
 #if defined(__AVX512F__)
 typedef float WideFloatPack __attribute__((vector_size(64)));
+typedef std::int32_t WideFloatExponent __attribute__((vector_size(64)));
 template <>
-struct Lanes<WideFloatPack> {
-  using Scalar = float;
+struct Lanes<WideFloatPack> : Lanes<FloatPack> {
+  using Exponent = WideFloatExponent;
+  using Step = WideFloatExponent;
   static constexpr int kCount = 16;
 };
 #else
@@ -113,11 +114,10 @@ HREL_HD void exchange(Pack& a, Pack& b, std::integer_sequence<int, kLane...>) {
 template <int kSize, int kStep = kSize / 2, class Pack>
 HREL_HD void transpose(Pack (&rows)[kSize]) {
   if constexpr (kStep > 0) {
+    using Lane = std::make_integer_sequence<int, sizeof(Pack) / sizeof(rows[0][0])>;
 #pragma GCC unroll 16
     for (int i = 0; i < kSize; ++i) {
-      if ((i & kStep) == 0) {
-        exchange<kStep>(rows[i], rows[i + kStep], std::make_integer_sequence<int, Lanes<Pack>::kCount>());
-      }
+      if ((i & kStep) == 0) exchange<kStep>(rows[i], rows[i + kStep], Lane());
     }
     transpose<kSize, kStep / 2>(rows);
   }
@@ -142,7 +142,7 @@ HREL_HD void interleave(Scalar const* const* rows, Index stride, Index count, Pa
   }
   for (; p < count; ++p) {
     Pack values;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int lane = 0; lane < kLanes; ++lane) values[lane] = static_cast<Value>(rows[lane][p * stride]);
     out[p * step] = values * scale;
   }

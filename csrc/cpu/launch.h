@@ -12,6 +12,9 @@ struct NumThreads {
   int value;
 };
 
+// Of one core; 0 where the system does not tell.
+Index second_level_cache_bytes();
+
 // The levels of this build that this processor can run, the best first; never empty.
 std::vector<Level const*> usable_levels();
 

@@ -58,19 +58,25 @@ struct MapScratch {
   using Value = typename Lanes<Pack>::Scalar;
   static constexpr Index kLanes = Lanes<Wide>::kCount, kStep = kBlockRows > kLanes ? kBlockRows : kLanes;
 
-  MapScratch(Scratch& memory, Index n)
+  MapScratch(Scratch& memory, Index n, Index num_maps = 1)
       : num_rows((n + kStep - 1) / kStep * kStep),
         packs(num_rows / kLanes),
         panels(memory.take<Wide>(2 * packs * kBlockPositions)),
         centre(memory.take<Value>(kBlockPositions)),
-        squares(memory.take<Wide>(num_squares())) {}
+        squares(memory.take<Wide>(num_maps * num_squares())) {}
 
   Index num_rows, packs;  // samples rounded up, and the same in packs
   Wide* panels;           // [2, packs, kBlockPositions] one sample a lane
   Value* centre;          // [kBlockPositions] that positions are relative to
-  Wide* squares;          // [num_rows, packs] the lower triangle of x_i . x_j, then of d2
+  Wide* squares;          // [num_maps, num_rows, packs] the lower triangle of x_i . x_j, then of d2, of the first map
 
   HREL_HD Index num_squares() const { return num_rows * packs; }
+  // The scratch of map k, which has squares of its own.
+  HREL_HD MapScratch of_map(Index k) const {
+    MapScratch own = *this;
+    own.squares += k * num_squares();
+    return own;
+  }
   HREL_HD Value const* row(Index i) const { return reinterpret_cast<Value const*>(squares + i * packs); }
 };
 

@@ -1,6 +1,10 @@
 // Every ISA level that this processor has, against a scalar float64 computation of the same entropies and alignments.
 // SPDX-License-Identifier: MIT
 #include <cstdio>
+#include <limits>
+#include <memory>
+#include <new>
+#include <string_view>
 
 #include "check.h"
 #include "cpu/launch.h"
@@ -53,8 +57,11 @@ void long_maps_agree_with_scalar_float64_and_with_any_layout(cpu::Level const& l
         other.entropy = entropy.data();
         other.joint_entropy = joint.data();
         cpu::relevance(other, cpu::NumThreads{2}, level);
-        auto const& scratch_bytes = level.float_kernels.relevance.scratch_bytes;  // with few samples float64 decides
-        CHECK(n < 50 || scratch_bytes(other) > scratch_bytes(layer.problem(kOrder101)));
+        auto const scratch_bytes = [&](RelevanceProblem<float> const& problem) {
+          auto const& kernel = level.float_kernels.relevance;
+          return kernel.scratch_bytes(problem, kernel.tasks(problem, {2, 0}));
+        };
+        CHECK(n < 50 || scratch_bytes(other) > scratch_bytes(layer.problem(kOrder101)));  // else float64 decides
         for (Index f = 0; f < 9; ++f) {
           CHECK(entropy[f] == layer.entropy[f]);
           CHECK(joint[f] == layer.joint[f]);
@@ -63,6 +70,51 @@ void long_maps_agree_with_scalar_float64_and_with_any_layout(cpu::Level const& l
     }
     Layer<double> exact(n, 5, 150, 4, Data::kGauss, 12);
     check_layer(exact, kShannon, level, 1e-10);
+  }
+}
+
+// All tasks on this thread, as on a machine with so much cache. Returns whether packs were wide.
+template <class Problem>
+bool run_with_cache(cpu::Kernel<Problem> const& kernel, Problem const& problem, Index cache_bytes) {
+  cpu::Tasks const tasks = kernel.tasks(problem, {1, cache_bytes});
+  std::size_t const bytes = static_cast<std::size_t>(kernel.scratch_bytes(problem, tasks));
+  auto const delete_aligned = [](std::byte* memory) {
+    ::operator delete[](memory, std::align_val_t{cpu::kScratchAlignment});
+  };
+  std::unique_ptr<std::byte[], decltype(delete_aligned)> const scratch(
+      static_cast<std::byte*>(::operator new[](bytes, std::align_val_t{cpu::kScratchAlignment})), delete_aligned);
+  for (Index task = 0; task < tasks.count; ++task) kernel.run(problem, task, tasks, scratch.get());
+  return tasks.wide_packs;
+}
+
+// The second problem has outputs of its own.
+template <class Problem>
+void check_wide_packs(cpu::Level const& level, cpu::Kernel<Problem> const& kernel, Problem const& problem,
+                      Problem const& again) {
+  constexpr Index kLargest = std::numeric_limits<Index>::max();
+  CHECK(!run_with_cache(kernel, problem, 0));
+  CHECK(run_with_cache(kernel, again, kLargest) == (std::string_view(level.name) == "x86-64-v4"));
+}
+
+void wide_packs_give_the_same_bits(cpu::Level const& level) {
+  for (Index n : {33, 100}) {
+    for (Index features : {5, 90}) {
+      for (bool channels_last : {false, true}) {
+        for (EntropyOrder const& order : {kOrder101, kSquare, kCube}) {
+          Layer<float> layer(n, 28, features, 5, Data::kRectified, 17), again = layer;  // 12 lanes of 16, 28 of 32
+          layer.acts[3] = again.acts[3] = std::numeric_limits<float>::quiet_NaN();
+          RelevanceProblem<float> problem = layer.problem(order), other = again.problem(order);
+          if (channels_last) problem.acts = other.acts = {layer.acts.data(), n, 28, features, features * 28, 1, 28};
+          check_wide_packs(level, level.float_kernels.relevance, problem, other);
+          for (Index f = 0; f < 28; ++f) {
+            bool const finite = !std::isnan(layer.entropy[f]);
+            CHECK(finite == (f != (channels_last ? 3 : 0)));
+            CHECK(!finite || layer.entropy[f] == again.entropy[f]);
+            CHECK(!finite || layer.joint[f] == again.joint[f]);
+          }
+        }
+      }
+    }
   }
 }
 
@@ -104,9 +156,9 @@ void an_indefinite_joint_matrix_is_redone_by_eigenvalues(cpu::Level const& level
 }
 
 void one_filter_and_many_give_the_same_bits_on_any_number_of_threads(cpu::Level const& level) {
-  for (Index features : {40, 90}) {  // short maps and long ones, whose groups depend on the threads
+  for (Index features : {40, 90}) {  // short maps and long ones; groups depend on the threads
     for (int threads : {1, 3, 7, 40}) {
-      Layer<float> all(37, 19, features, 5, Data::kRectified, 7);
+      Layer<float> all(37, 41, features, 5, Data::kRectified, 7);
       cpu::relevance(all.problem(kOrder101), cpu::NumThreads{threads}, level);
       for (Index f = 0; f < all.filters; ++f) {
         float entropy = -1, joint = -1;
@@ -238,6 +290,7 @@ int main() {
       permuted_labels_agree_with_labels_in_their_order<double>(*level, order);
     }
     an_indefinite_joint_matrix_is_redone_by_eigenvalues(*level);
+    wide_packs_give_the_same_bits(*level);
     one_filter_and_many_give_the_same_bits_on_any_number_of_threads(*level);
     a_value_that_is_not_finite_spoils_its_own_filter_alone(*level);
     entropies_of_matrices_agree_with_scalar_float64<float>(*level, {kOrder101, kSquare, kCube, kLarge}, 2e-5);
