@@ -159,11 +159,15 @@ struct DistanceScratch {
   DistanceScratch(Scratch& memory, ActivationView<Scalar> const& acts)
       : maps(memory, acts.num_samples, reads_neighbours<Pack>(acts) ? kLanes : Index{kMapsAtOnce<Pack>}),
         staged(memory.take<Pack>(padded(acts.num_samples) * kStagedPositions)),
-        block(memory.take<Value>(reads_neighbours<Pack>(acts) ? kLanes * acts.num_samples * kBlockPositions : 0)) {}
+        panels(memory.take<WidePack<Pack>>(reads_neighbours<Pack>(acts) ? kLanes * panel_size() : 0)),
+        centre(memory.take<Pack>(reads_neighbours<Pack>(acts) ? kBlockPositions : 0)) {}
+
+  HREL_HD Index panel_size() const { return maps.packs * kBlockPositions; }
 
   MapScratch<Pack> maps;
   Pack* staged;
-  Value* block;  // [lanes, N, kBlockPositions] of neighbours
+  WidePack<Pack>* panels;  // [lanes, packs, kBlockPositions] of neighbours, one sample a lane
+  Pack* centre;            // [kBlockPositions] that positions of neighbours are relative to, one filter a lane
 };
 
 // One filter after the other.
@@ -182,47 +186,66 @@ HREL_HD void squared_distances_in_turn(FilterSource<Scalar, Pack> const& source,
   }
 }
 
-// One filter after the other, of filters that lie side by side in memory (channels_last): some positions of all of
-// them are read together into s.block, each filter's to a place of its own.
+// s.panels = positions first .. first + positions - 1 of filters that lie side by side in memory (channels_last), as
+// pack_positions packs those of one filter: a line of memory holds one position of all of them.
+template <class Scalar, class Pack>
+HREL_HD void pack_neighbours(FilterSource<Scalar, Pack> const& source, Index const* order, Index first, Index positions,
+                             DistanceScratch<Pack> const& s) {
+  using Value = typename Lanes<Pack>::Scalar;
+  constexpr Index kLanes = Lanes<Pack>::kCount, kAhead = 8;  // positions, whose lines the processor does not foresee
+  constexpr Index kParts = Lanes<WidePack<Pack>>::kCount / kLanes;
+  ActivationView<Scalar> const& acts = source.acts;
+  for (Index part = 0; part < s.maps.packs * kParts; ++part) {
+    Index sample[kLanes];
+    for (Index k = 0; k < kLanes; ++k) sample[k] = order[part * kLanes + k < acts.num_samples ? part * kLanes + k : 0];
+    for (Index p = 0; p < positions; ++p) {
+      Index const ahead = first + (p + kAhead < positions ? p + kAhead : p);
+      Pack values[kLanes];  // [sample] one filter a lane, then [filter] one sample a lane
+#pragma GCC unroll 16
+      for (Index k = 0; k < kLanes; ++k) {
+        __builtin_prefetch(acts.map(sample[k], source.first_filter) + ahead * acts.feature_stride, 0, 2);
+        source.copy(sample[k], first + p, 1, values + k, 1);
+      }
+      if (part == 0) s.centre[p] = ((values[0] + values[1]) + (values[2] + values[3])) * Value(0.25);
+#pragma GCC unroll 16
+      for (Index k = 0; k < kLanes; ++k) values[k] -= s.centre[p];
+      transpose(values);
+      Index const place = part / kParts * kBlockPositions + p;
+      for (int lane = 0; lane < source.num_filters; ++lane) {
+        reinterpret_cast<Pack*>(s.panels + lane * s.panel_size() + place)[part % kParts] = values[lane];
+      }
+    }
+  }
+}
+
+// One filter after the other, of filters that lie side by side in memory: some positions of all of them are read
+// together.
 template <class Scalar, class Pack, class IsKnown>
 HREL_HD void squared_distances_of_neighbours(FilterSource<Scalar, Pack> const& source, Index const* order,
                                              IsKnown const& is_known, DistanceScratch<Pack> const& s, Pack* triangle) {
-  using Value = typename Lanes<Pack>::Scalar;
-  constexpr Index kLanes = Lanes<Pack>::kCount, kAhead = 4;  // samples, whose lines the processor does not foresee
   ActivationView<Scalar> const& acts = source.acts;
-  Index const n = acts.num_samples, num_positions = acts.num_features;
+  Index const num_positions = acts.num_features;
   for (int lane = 0; lane < source.num_filters; ++lane) clear_squares(s.maps.of_map(lane));
   for (Index first = 0; first < num_positions; first += kBlockPositions) {
     Index const rest = num_positions - first, positions = rest < kBlockPositions ? rest : kBlockPositions;
-    for (Index sample = 0; sample < n; ++sample) {
-      Scalar const* const ahead = acts.map(sample + kAhead < n ? sample + kAhead : sample, source.first_filter);
-      for (Index p = 0; p < positions; p += kLanes) {
-        Index const count = positions - p < kLanes ? positions - p : kLanes;
-        Pack values[kLanes] = {};  // [position] one filter a lane, then [filter] one position a lane
-        for (Index q = p; q < p + count; ++q) __builtin_prefetch(ahead + (first + q) * acts.feature_stride, 0, 2);
-        source.copy(sample, first + p, count, values, 1);
-        transpose(values);
-        for (int lane = 0; lane < source.num_filters; ++lane) {
-          *reinterpret_cast<Pack*>(s.block + (lane * n + sample) * kBlockPositions + p) = values[lane];
-        }
-      }
-    }
+    pack_neighbours(source, order, first, positions, s);
     for (int lane = 0; lane < source.num_filters; ++lane) {
-      MapView<Value> const map{s.block + lane * n * kBlockPositions, n, positions, kBlockPositions, positions, 1, 0};
-      add_positions<Product>(map, order, 0, positions, Value(1), s.maps.of_map(lane));
+      for (Index i = 0; i < s.maps.num_rows; i += kBlockRows) {
+        add_rows<Product>(s.panels + lane * s.panel_size(), i, positions, s.maps.of_map(lane));
+      }
     }
   }
   for (int lane = 0; lane < source.num_filters; ++lane) {
     MapScratch<Pack> const own = s.maps.of_map(lane);
-    if (!distances_of_products(is_known(lane), own)) {
-      clear_squares(own);
-      add_positions<SquaredDifference>(map_of_filter(acts, source.first_filter + lane), order, 0, num_positions,
-                                       source.scale[lane], own);
-    }
+    if (distances_of_products(is_known(lane), own)) continue;
+    clear_squares(own);
+    add_positions<SquaredDifference>(map_of_filter(acts, source.first_filter + lane), order, 0, num_positions,
+                                     source.scale[lane], own);
   }
   for (int lane = 0; lane < source.num_filters; lane += kMapsAtOnce<Pack>) {
     int const rest = source.num_filters - lane;
-    put_into_lanes(s.maps.of_map(lane), lane, rest < kMapsAtOnce<Pack> ? rest : kMapsAtOnce<Pack>, n, triangle);
+    put_into_lanes(s.maps.of_map(lane), lane, rest < kMapsAtOnce<Pack> ? rest : kMapsAtOnce<Pack>, acts.num_samples,
+                   triangle);
   }
 }
 

@@ -181,12 +181,31 @@ HREL_HD void clear_squares(MapScratch<Pack> const& s) {
   for (Index q = 0; q < s.num_squares(); ++q) s.squares[q] = WidePack<Pack>{};
 }
 
-// s.squares += Term over positions begin .. end - 1, in the lower triangle.
+// Rows i .. i + kBlockRows - 1 of s.squares += Term over the positions of a panel, [packs, kBlockPositions], in the
+// lower triangle.
+template <class Term, class Pack>
+HREL_HD void add_rows(WidePack<Pack> const* panel, Index i, Index positions, MapScratch<Pack> const& s) {
+  constexpr int kLanes = Lanes<WidePack<Pack>>::kCount;
+  using Value = typename Lanes<Pack>::Scalar;
+  Value const* const rows = reinterpret_cast<Value const*>(panel + i / kLanes * kBlockPositions) + i % kLanes;
+  Index const past_diagonal = (i + kBlockRows + kLanes - 1) / kLanes;
+  WidePack<Pack>* const sums = s.squares + i * s.packs;
+  Index c = 0;
+  for (; c + kBlockPacks <= past_diagonal; c += kBlockPacks) {
+    add_terms<Term, kBlockPacks>(rows, panel + c * kBlockPositions, positions, sums + c, s.packs);
+  }
+  if (c + 2 == past_diagonal) {
+    add_terms<Term, 2>(rows, panel + c * kBlockPositions, positions, sums + c, s.packs);
+  } else if (c + 1 == past_diagonal) {
+    add_terms<Term, 1>(rows, panel + c * kBlockPositions, positions, sums + c, s.packs);
+  }
+}
+
+// s.squares += Term over positions begin .. end - 1.
 template <class Term, class Pack, class Scalar>
 HREL_HD void add_positions(MapView<Scalar> const& map, Index const* order, Index begin, Index end,
                            typename Lanes<Pack>::Scalar scale, MapScratch<Pack> const& s) {
   using Wide = WidePack<Pack>;
-  using Value = typename Lanes<Pack>::Scalar;
   constexpr int kLanes = Lanes<Wide>::kCount;
   auto const positions_from = [&](Index first) {
     return end - first < kBlockPositions ? end - first : kBlockPositions;
@@ -205,18 +224,7 @@ HREL_HD void add_positions(MapView<Scalar> const& map, Index const* order, Index
       for (Index pack = first_pack; pack < end_pack; ++pack) {
         fetch_positions<Wide>(map, order, pack, next, positions_from(next));
       }
-      Value const* const rows = reinterpret_cast<Value const*>(panel + i / kLanes * kBlockPositions) + i % kLanes;
-      Index const past_diagonal = (i + kBlockRows + kLanes - 1) / kLanes;
-      Wide* const sums = s.squares + i * s.packs;
-      Index c = 0;
-      for (; c + kBlockPacks <= past_diagonal; c += kBlockPacks) {
-        add_terms<Term, kBlockPacks>(rows, panel + c * kBlockPositions, positions, sums + c, s.packs);
-      }
-      if (c + 2 == past_diagonal) {
-        add_terms<Term, 2>(rows, panel + c * kBlockPositions, positions, sums + c, s.packs);
-      } else if (c + 1 == past_diagonal) {
-        add_terms<Term, 1>(rows, panel + c * kBlockPositions, positions, sums + c, s.packs);
-      }
+      add_rows<Term>(panel, i, positions, s);
       for (Index pack = first_pack; pack < end_pack; ++pack) {
         pack_positions<Term::kCentred>(map, order, pack, next, positions_from(next), scale, s.centre,
                                        next_panel + pack * kBlockPositions);
