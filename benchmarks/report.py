@@ -55,11 +55,11 @@ def pruning_table(experiments: list[list[Json]], up: str) -> list[str]:
     for key, name in (("parameters", "parameters"), ("macs", "MACs"), ("conv_macs", "MACs of the convolutions")):
         left = [f"{last['after'][key]:,} ({100 * (last['after'][key] / before[key] - 1):+.1f} %)" for last in lasts]
         rows.append([name, f"{before[key]:,}", *left])
+    batch, threads = before["latency_batch_size"], before["latency_threads"]
     latencies = [
-        statistics.median(run[side]["latency_ms"] for run in runs)
+        statistics.median(run[side]["latency_ms"] for run in runs if run[side]["latency_threads"] == threads)
         for side, runs in (("before", experiments[0]), *(("after", experiment) for experiment in experiments))
     ]
-    batch, threads = before["latency_batch_size"], before["latency_threads"]
     rows.append([f"latency, batch of {batch}, {_threads(threads)}", *(f"{ms:.1f} ms" for ms in latencies)])
     tests = [f"{100 * statistics.mean(run['before']['test_accuracy'] for run in experiments[0]):.2f} %"]
     for runs in experiments:
@@ -69,12 +69,14 @@ def pruning_table(experiments: list[list[Json]], up: str) -> list[str]:
         tests.append(f"{accuracy:.2f} % ({statistics.mean(changes):+.2f}{span}")
     rows.append(["**test accuracy**", *tests])
     commands = [f"`{last['command'].split(' --seed')[0]}`" for last in lasts]
-    minutes = [statistics.median(run["seconds"]["total"] for run in runs) / 60 for runs in experiments]
+    minutes: dict[int, list[float]] = {}
+    for run in (run for runs in experiments for run in runs):
+        minutes.setdefault(run["environment"]["threads"], []).append(run["seconds"]["total"] / 60)
+    took = [f"{statistics.median(each):.0f} minutes a run on {_threads(n)}" for n, each in sorted(minutes.items())]
     environment, seeds = first["environment"], ", ".join(str(run["seed"]) for run in experiments[0])
     return [
         f"{' and '.join(commands)}, `--seed` {seeds}: means, medians of the latency; "
-        f"{' and '.join(f'{each:.0f}' for each in minutes)} minutes a run on {_threads(environment['threads'])} of "
-        f"{environment['processor']}, torch {environment['torch']} "
+        f"{', '.join(took)} of {environment['processor']}, torch {environment['torch']} "
         f"({', '.join(link(path, up) for path in PRUNING)}):",
         "",
         *table(["", "before", *("after" for _ in lasts)], rows),
