@@ -354,7 +354,7 @@ def bench_model_command(
     torch.manual_seed(0)
     before = unpruned_model(plan, _model_fn(own)).to(dtype)
     models = [model.to(device) for model in (before, after)]
-    table = Table(title=f"{own or plan.get('model')} on {device}, {torch.get_num_threads()} threads")
+    table = Table(title=f"{own or plan.get('model')} on {device}, threads: {torch.get_num_threads()}")
     table.add_column("")
     for column in ("before", "after", "change"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -625,7 +625,7 @@ def _results_table(report: dict) -> Table:
         table.add_row(f"filters, {name}", str(n), str(left), f"{100 * (left / n - 1):+.1f} %")
     for key, name in (("parameters", "parameters"), ("macs", "MACs"), ("conv_macs", "MACs, conv layers")):
         table.add_row(name, f"{before[key]:,}", f"{after[key]:,}", f"{100 * (after[key] / before[key] - 1):+.2f} %")
-    latency = f"latency, ms (batch {before['latency_batch_size']}, {before['latency_threads']} threads)"
+    latency = f"latency, ms (batch {before['latency_batch_size']}, threads: {before['latency_threads']})"
     change = after["latency_ms"] / before["latency_ms"] - 1
     table.add_row(latency, f"{before['latency_ms']:.2f}", f"{after['latency_ms']:.2f}", f"{100 * change:+.1f} %")
     for key, name in (("validation_accuracy", "validation accuracy"), ("test_accuracy", "test accuracy")):

@@ -104,7 +104,7 @@ def _summary(report: Json) -> Iterator[tuple[str, str, str, str]]:
     before, after = report["before"], report["after"]
     for key, name in (("parameters", "parameters"), ("macs", "MACs"), ("conv_macs", "MACs, convolutions")):
         yield name, f"{before[key]:,}", f"{after[key]:,}", f"{100 * (after[key] / before[key] - 1):+.2f} %"
-    latency = f"latency in ms, batch {before['latency_batch_size']}, {before['latency_threads']} threads"
+    latency = f"latency in ms, batch {before['latency_batch_size']}, threads: {before['latency_threads']}"
     change = after["latency_ms"] / before["latency_ms"] - 1
     yield latency, f"{before['latency_ms']:.2f}", f"{after['latency_ms']:.2f}", f"{100 * change:+.1f} %"
     for key, name in (("validation_accuracy", "validation accuracy"), ("test_accuracy", "test accuracy")):
