@@ -157,11 +157,16 @@ struct DistanceScratch {
 
   template <class Scalar>
   DistanceScratch(Scratch& memory, ActivationView<Scalar> const& acts)
-      : maps(memory, acts.num_samples, reads_neighbours<Pack>(acts) ? kLanes : Index{kMapsAtOnce<Pack>}),
+      : maps(memory, acts.num_samples, num_maps(acts)),
         staged(memory.take<Pack>(padded(acts.num_samples) * kStagedPositions)),
         panels(memory.take<WidePack<Pack>>(reads_neighbours<Pack>(acts) ? kLanes * panel_size() : 0)),
         centre(memory.take<Pack>(reads_neighbours<Pack>(acts) ? kBlockPositions : 0)) {}
 
+  template <class Scalar>
+  HREL_HD static Index num_maps(ActivationView<Scalar> const& acts) {
+    if (!has_long_maps(acts)) return 0;
+    return reads_neighbours<Pack>(acts) ? kLanes : Index{kMapsAtOnce<Pack>};
+  }
   HREL_HD Index panel_size() const { return maps.packs * kBlockPositions; }
 
   MapScratch<Pack> maps;

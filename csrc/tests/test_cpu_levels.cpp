@@ -73,51 +73,6 @@ void long_maps_agree_with_scalar_float64_and_with_any_layout(cpu::Level const& l
   }
 }
 
-// All tasks on this thread, as on a machine with so much cache. Returns whether packs were wide.
-template <class Problem>
-bool run_with_cache(cpu::Kernel<Problem> const& kernel, Problem const& problem, Index cache_bytes) {
-  cpu::Tasks const tasks = kernel.tasks(problem, {1, cache_bytes});
-  std::size_t const bytes = static_cast<std::size_t>(kernel.scratch_bytes(problem, tasks));
-  auto const delete_aligned = [](std::byte* memory) {
-    ::operator delete[](memory, std::align_val_t{cpu::kScratchAlignment});
-  };
-  std::unique_ptr<std::byte[], decltype(delete_aligned)> const scratch(
-      static_cast<std::byte*>(::operator new[](bytes, std::align_val_t{cpu::kScratchAlignment})), delete_aligned);
-  for (Index task = 0; task < tasks.count; ++task) kernel.run(problem, task, tasks, scratch.get());
-  return tasks.wide_packs;
-}
-
-// The second problem has outputs of its own.
-template <class Problem>
-void check_wide_packs(cpu::Level const& level, cpu::Kernel<Problem> const& kernel, Problem const& problem,
-                      Problem const& again) {
-  constexpr Index kLargest = std::numeric_limits<Index>::max();
-  CHECK(!run_with_cache(kernel, problem, 0));
-  CHECK(run_with_cache(kernel, again, kLargest) == (std::string_view(level.name) == "x86-64-v4"));
-}
-
-void wide_packs_give_the_same_bits(cpu::Level const& level) {
-  for (Index n : {33, 100}) {
-    for (Index features : {5, 90}) {
-      for (bool channels_last : {false, true}) {
-        for (EntropyOrder const& order : {kOrder101, kSquare, kCube}) {
-          Layer<float> layer(n, 28, features, 5, Data::kRectified, 17), again = layer;  // 12 lanes of 16, 28 of 32
-          layer.acts[3] = again.acts[3] = std::numeric_limits<float>::quiet_NaN();
-          RelevanceProblem<float> problem = layer.problem(order), other = again.problem(order);
-          if (channels_last) problem.acts = other.acts = {layer.acts.data(), n, 28, features, features * 28, 1, 28};
-          check_wide_packs(level, level.float_kernels.relevance, problem, other);
-          for (Index f = 0; f < 28; ++f) {
-            bool const finite = !std::isnan(layer.entropy[f]);
-            CHECK(finite == (f != (channels_last ? 3 : 0)));
-            CHECK(!finite || layer.entropy[f] == again.entropy[f]);
-            CHECK(!finite || layer.joint[f] == again.joint[f]);
-          }
-        }
-      }
-    }
-  }
-}
-
 template <class Scalar>
 void permuted_labels_agree_with_labels_in_their_order(cpu::Level const& level, EntropyOrder const& order) {
   Index const count = 3, filters = 9;
@@ -207,6 +162,73 @@ std::vector<Scalar> matrices(Index count, Index n) {
     }
   }
   return gram;
+}
+
+// All tasks on this thread, as on a machine with so much cache. Returns whether packs were wide.
+template <class Problem>
+bool run_with_cache(cpu::Kernel<Problem> const& kernel, Problem const& problem, Index cache_bytes) {
+  cpu::Tasks const tasks = kernel.tasks(problem, {1, cache_bytes});
+  std::size_t const bytes = static_cast<std::size_t>(kernel.scratch_bytes(problem, tasks));
+  auto const delete_aligned = [](std::byte* memory) {
+    ::operator delete[](memory, std::align_val_t{cpu::kScratchAlignment});
+  };
+  std::unique_ptr<std::byte[], decltype(delete_aligned)> const scratch(
+      static_cast<std::byte*>(::operator new[](bytes, std::align_val_t{cpu::kScratchAlignment})), delete_aligned);
+  for (Index task = 0; task < tasks.count; ++task) kernel.run(problem, task, tasks, scratch.get());
+  return tasks.wide_packs;
+}
+
+// The second problem has outputs of its own.
+template <class Problem>
+void check_wide_packs(cpu::Level const& level, cpu::Kernel<Problem> const& kernel, Problem const& problem,
+                      Problem const& again) {
+  constexpr Index kLargest = std::numeric_limits<Index>::max();
+  CHECK(!run_with_cache(kernel, problem, 0));
+  CHECK(run_with_cache(kernel, again, kLargest) == (std::string_view(level.name) == "x86-64-v4"));
+}
+
+void wide_packs_give_the_same_bits(cpu::Level const& level) {
+  for (Index n : {33, 100}) {
+    for (Index features : {5, 90}) {
+      for (bool channels_last : {false, true}) {
+        for (EntropyOrder const& order : {kOrder101, kSquare, kCube}) {
+          Layer<float> layer(n, 28, features, 5, Data::kRectified, 17), again = layer;  // 12 lanes of 16, 28 of 32
+          layer.acts[3] = again.acts[3] = std::numeric_limits<float>::quiet_NaN();
+          RelevanceProblem<float> problem = layer.problem(order), other = again.problem(order);
+          if (channels_last) problem.acts = other.acts = {layer.acts.data(), n, 28, features, features * 28, 1, 28};
+          check_wide_packs(level, level.float_kernels.relevance, problem, other);
+          for (Index f = 0; f < 28; ++f) {
+            bool const finite = !std::isnan(layer.entropy[f]);
+            CHECK(finite == (f != (channels_last ? 3 : 0)));
+            CHECK(!finite || layer.entropy[f] == again.entropy[f]);
+            CHECK(!finite || layer.joint[f] == again.joint[f]);
+          }
+        }
+      }
+    }
+  }
+  for (EntropyOrder const& order : {kOrder101, kSquare, kCube}) {
+    Index const n = 33, count = 28;
+    Layer<float> const layer(n, count, 5, 5, Data::kRectified, 18);
+    std::vector<Index> permutation(n);
+    std::iota(permutation.rbegin(), permutation.rend(), Index{0});
+    std::vector<float> joint(count), joint_again(count);
+    auto const permuted = [&](float* out) {
+      return PermutationProblem<float>{
+          layer.view(), layer.label_view(), layer.sigma.data(), order, permutation.data(), 1, out};
+    };
+    check_wide_packs(level, level.float_kernels.permuted_joint_entropy, permuted(joint.data()),
+                     permuted(joint_again.data()));
+    CHECK(joint == joint_again);
+
+    std::vector<float> const gram = matrices<float>(count, n);
+    std::vector<float> entropy(count), entropy_again(count);
+    auto const given = [&](float* out) {
+      return EntropyProblem<float>{{gram.data(), count, n, n * n, n, 1}, order, out};
+    };
+    check_wide_packs(level, level.float_kernels.matrix_entropy, given(entropy.data()), given(entropy_again.data()));
+    CHECK(entropy == entropy_again);
+  }
 }
 
 template <class Scalar>
