@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 
 import math
-import os
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, NamedTuple, cast
 
@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from hrel_ext import _ops
+from hrel_ext._ops import check_memory, result_dtype
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHAPES = "(N, F), (N, F, L), (N, F, H, W) or (N, F, T, H, W)"
@@ -45,11 +48,6 @@ class Batch(NamedTuple):
     across: float | None  # the label kernel across classes, 0 for no label_gram; None where it is not one of classes
 
 
-def result_dtype(acts: Tensor) -> torch.dtype:
-    """The dtype of whatever is computed from ``acts``: float64 for float64, else float32."""
-    return torch.float64 if acts.dtype == torch.float64 else torch.float32
-
-
 def positive(name: str, value: object) -> float:
     """``value`` as a float; TypeError unless it is a real number, ValueError unless it is > 0 and finite."""
     if not isinstance(value, Real) or isinstance(value, bool):
@@ -57,23 +55,6 @@ def positive(name: str, value: object) -> float:
     if not (0 < float(value) < math.inf):
         raise ValueError(f"{name} must be > 0 and finite, got {value}")
     return float(value)
-
-
-def check_memory(what: str, num_bytes: int, device: torch.device) -> None:
-    """Raise MemoryError where ``what`` needs more bytes than the device has, used or not, before any is allocated.
-
-    Where memory is overcommitted, as by Linux, too much of it would be granted, and its first use end the process.
-    """
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-    elif hasattr(os, "sysconf"):
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        return
-    if num_bytes > total:
-        raise MemoryError(
-            f"{what} need at least {num_bytes} bytes, more than the {total} of {device}: take fewer samples"
-        )
 
 
 def sort_by_class(labels: Tensor) -> Classes:
@@ -89,12 +70,7 @@ def sort_by_class(labels: Tensor) -> Classes:
     if labels.dim() != 1:
         raise ValueError(f"labels must have shape (N,), got {tuple(labels.shape)}")
     labels = labels.long()
-    num_samples = len(labels)
-    in_order, order = labels.sort(stable=True)  # (N,), (N,)
-    # Only the first sample of a class keeps its position. Every step is a launch on CUDA, so there are few.
-    positions = torch.arange(num_samples + 1, device=labels.device)  # (N + 1,)
-    positions[1:num_samples].masked_fill_(in_order[1:] == in_order[:-1], num_samples)
-    return Classes(labels, order, positions.sort().values, in_order[:1])
+    return Classes(labels, *_ops.sort_by_class(labels))
 
 
 def prepare(
@@ -130,7 +106,8 @@ def prepare(
         got = "neither" if labels is None else "both"
         raise TypeError(f"labels or label_gram must be given, and not both, got {got}")
     maps = flatten_maps(acts.detach())  # (N, F, D)
-    maps = maps if maps.device.type == "cuda" else maps.to(result_dtype(maps))
+    if maps.dtype in (torch.float16, torch.bfloat16) and not maps.is_cuda:
+        maps = maps.float()
     if label_gram is not None:
         if label_sigma != LABEL_SIGMA:
             raise ValueError(f"label_sigma is the width of a kernel of labels, got {label_sigma} with a label_gram")
@@ -229,12 +206,20 @@ def _batch_of_gram(maps: Tensor, label_gram: Tensor) -> Batch:
 
 
 def read(batch: Batch, *tensors: Tensor) -> list[NDArray[Any]]:
-    """Copy contiguous tensors (n,) to the host: all of them at once, so that the host waits for the device once.
+    """Contiguous tensors (n,) on the host: all of them copied at once, so that the host waits for the device once.
 
     Raises:
         ValueError: for a label < 0, which comes along for the check.
     """
     tensors = (*tensors, batch.classes.smallest)
+    on_host = [tensor.numpy() for tensor in tensors] if batch.acts.is_cpu else _copy(tensors)
+    smallest = on_host.pop().item()
+    if smallest < 0:
+        raise ValueError(f"labels must be class ids >= 0, got {smallest}")
+    return on_host
+
+
+def _copy(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
     # A single element counts as contiguous with any stride, but as bytes only with 1.
     parts = [tensor.as_strided(tensor.shape, (1,)).view(torch.uint8) for tensor in tensors]
     together = torch.cat(parts).cpu().numpy()
@@ -243,9 +228,6 @@ def read(batch: Batch, *tensors: Tensor) -> list[NDArray[Any]]:
         end = start + tensor.nbytes
         arrays.append(together[start:end].view(str(tensor.dtype).removeprefix("torch.")))
         start = end
-    smallest = arrays.pop().item()
-    if smallest < 0:
-        raise ValueError(f"labels must be class ids >= 0, got {smallest}")
     return arrays
 
 
@@ -272,14 +254,12 @@ def widths(sigma: float | Tensor, acts: Tensor) -> Tensor:
 
 def check_widths(sigma: NDArray[np.floating[Any]]) -> None:
     """Raise ValueError for the lowest filter whose width, of (F,), is not > 0 and finite."""
-    right = (sigma > 0) & np.isfinite(sigma)
-    if not right.all():
-        f = int(right.argmin())
+    if len(sigma) and not 0 < sigma.min() <= sigma.max() < math.inf:  # false for NaN, too
+        f = int(((sigma > 0) & np.isfinite(sigma)).argmin())
         raise ValueError(f"sigma must be > 0 and finite for every filter, got {sigma[f].item()} for filter {f}")
 
 
 def check_finite(values: NDArray[np.floating[Any]]) -> None:
     """Raise ValueError for the lowest filter whose result (F,) is NaN, the mark of a value in it that is not finite."""
-    wrong = np.isnan(values)
-    if wrong.any():
-        raise ValueError(f"acts must be finite, filter {int(wrong.argmax())} holds NaN or Inf")
+    if math.isnan(values.min(initial=0.0)):
+        raise ValueError(f"acts must be finite, filter {int(np.isnan(values).argmax())} holds NaN or Inf")

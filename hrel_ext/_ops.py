@@ -1,7 +1,8 @@
 """The ops ``hrel_ext::relevance``, ``permuted_joint_entropy``, ``kernel_alignment`` and ``matrix_entropy``: checks,
 allocation, native calls.
 
-``matrix_entropy`` is differentiable, by the op ``matrix_entropy_gradient`` in plain PyTorch; the others are not.
+``matrix_entropy`` is differentiable, by the op ``matrix_entropy_gradient`` in plain PyTorch; the others are not, and
+refuse operands that require grad. ``sort_by_class`` makes order and class_offsets.
 
 Operands of the first three: acts (N, F, D), any strides, float32 or float64, on CUDA also half precision; order (N,)
 int64, sorted by class; class_offsets (N + 1,) int64, class c being ``order[class_offsets[c]:class_offsets[c + 1]]`` and
@@ -16,23 +17,23 @@ warning says why), take plain PyTorch on the device: eigenvalues in float64, a f
 # SPDX-License-Identifier: MIT
 
 import math
+import os
 import platform
 import re
 import shutil
 import sysconfig
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from hrel_ext import _rational, reference
-from hrel_ext._batch import check_memory, result_dtype
 
 
 def _why_not_built(cause: str, folder: Path) -> str:
@@ -156,6 +157,29 @@ def _is_compiled(device: torch.device, num_samples: int) -> bool:
     return compiled
 
 
+def result_dtype(acts: Tensor) -> torch.dtype:
+    """The dtype of whatever is computed from ``acts``: float64 for float64, else float32."""
+    return torch.float64 if acts.dtype == torch.float64 else torch.float32
+
+
+@cache
+def _host_bytes() -> float:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+
+
+def check_memory(what: str, num_bytes: int, device: torch.device) -> None:
+    """Raise MemoryError where ``what`` needs more bytes than the device has, used or not, before any is allocated.
+
+    Where memory is overcommitted, as by Linux, too much of it would be granted, and its first use end the process.
+    """
+    on_cuda = device.type == "cuda"
+    total = torch.cuda.get_device_properties(device).total_memory if on_cuda else _host_bytes()
+    if num_bytes > total:
+        raise MemoryError(
+            f"{what} need at least {num_bytes} bytes, more than the {total} of {device}: take fewer samples"
+        )
+
+
 def _run(problem: Any, device: torch.device) -> None:
     """Run a problem of the native module on the device that its operands lie on."""
     if device.type == "cpu":
@@ -173,24 +197,29 @@ def _run(problem: Any, device: torch.device) -> None:
 
 
 def _check(acts: Tensor, order: Tensor, class_offsets: Tensor, label_gram: Tensor | None, **others: Tensor) -> None:
-    """Raise ValueError unless the operands have the shapes, dtypes and device of the module's docstring."""
-    on_cpu = acts.device.type == "cpu"
+    """Raise ValueError unless the operands have the shapes, dtypes and device of the module's docstring.
+
+    NotImplementedError where a derivative would be wanted: without one of its own, an op would leave it None.
+    """
+    on_cpu = acts.is_cpu
     if acts.dim() != 3 or acts.dtype not in _PROBLEMS or (on_cpu and acts.dtype in _HALF):
         dtypes = "float32 or float64" if on_cpu else "float16, bfloat16, float32 or float64"
         raise ValueError(f"acts must be (N, F, D) of {dtypes}, got {tuple(acts.shape)} of {acts.dtype}")
-    num_samples, result = acts.shape[0], result_dtype(acts)
-    expected: dict[str, tuple[Tensor, tuple[int, ...], torch.dtype]] = {"order": (order, (num_samples,), torch.int64)}
-    expected["class_offsets"] = (class_offsets, (num_samples + 1,), torch.int64)
+    num_samples, result, device = acts.shape[0], result_dtype(acts), acts.device
+    expected = [("acts", acts, acts.shape, acts.dtype), ("order", order, (num_samples,), torch.int64)]
+    expected.append(("class_offsets", class_offsets, (num_samples + 1,), torch.int64))
     for name, tensor in others.items():
-        expected[name] = (tensor, (acts.shape[1],) if name == "sigma" else (tensor.numel(),), result)
+        expected.append((name, tensor, (acts.shape[1],) if name == "sigma" else (tensor.numel(),), result))
     if label_gram is not None:
-        expected["label_gram"] = (label_gram, (num_samples, num_samples), result)
-    for name, (tensor, shape, dtype) in expected.items():
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != acts.device:
+        expected.append(("label_gram", label_gram, (num_samples, num_samples), result))
+    for name, tensor, shape, dtype in expected:
+        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
             raise ValueError(
-                f"{name} must be {shape} of {dtype} on {acts.device}, got {tuple(tensor.shape)} of {tensor.dtype} "
+                f"{name} must be {shape} of {dtype} on {device}, got {tuple(tensor.shape)} of {tensor.dtype} "
                 f"on {tensor.device}"
             )
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(f"{name} must not require grad: the op has no derivative")
     # Half a matrix in float32 is the least of the native kernels, which know the rest; plain PyTorch takes float64.
     check_memory(f"acts of N = {num_samples} samples", num_samples**2 * (2 if on_cpu else 8), acts.device)
 
@@ -220,7 +249,58 @@ def _sample_order(order: Tensor, label_gram: Tensor | None) -> Tensor:
     return order.contiguous() if label_gram is None else torch.arange(len(order), device=order.device)
 
 
-@torch.library.custom_op("hrel_ext::relevance", mutates_args=(), device_types=("cpu", "cuda"))
+def _op(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as the op of its name. `torch.library.custom_op` would, and take twice as long a call."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = f"hrel_ext::{function.__name__}"
+        torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.impl(name, ("cpu", "cuda"), function)
+        return cast(Callable[..., Any], getattr(torch.ops.hrel_ext, function.__name__).default)
+
+    return register
+
+
+def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register what stands for an op where tensors have shapes and no values."""
+    return cast(Callable[..., Any], torch.library.register_fake(f"hrel_ext::{name}"))
+
+
+@_op("(Tensor labels) -> (Tensor, Tensor, Tensor)")
+def sort_by_class(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The operands order (N,) and class_offsets (N + 1,) of labels (N,) int64, and the smallest label (1,)."""
+    num_samples = len(labels)
+    if labels.is_cpu:  # in one step, as each of those below takes longer to start than to run
+        labels = labels.contiguous()
+        order, class_offsets, smallest = _empty_classes(labels)
+        _C.sort_by_class(
+            labels_ptr=labels.data_ptr(),
+            num_samples=num_samples,
+            order_ptr=order.data_ptr(),
+            class_offsets_ptr=class_offsets.data_ptr(),
+            smallest_ptr=smallest.data_ptr(),
+        )
+        return order, class_offsets, smallest
+    in_order, order = labels.sort(stable=True)  # (N,), (N,)
+    # Only the first sample of a class keeps its position. Every step is a launch on CUDA, so there are few.
+    positions = torch.arange(num_samples + 1, device=labels.device)  # (N + 1,)
+    positions[1:num_samples].masked_fill_(in_order[1:] == in_order[:-1], num_samples)
+    return order, positions.sort().values, in_order[:1]
+
+
+def _empty_classes(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return labels.new_empty(len(labels)), labels.new_empty(len(labels) + 1), labels.new_empty(1)
+
+
+@_fake("sort_by_class")
+def _(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_classes(labels)
+
+
+@_op(
+    "(Tensor acts, Tensor order, Tensor class_offsets, Tensor sigma, float alpha, Tensor? label_gram)"
+    " -> (Tensor, Tensor)"
+)
 def relevance(
     acts: Tensor, order: Tensor, class_offsets: Tensor, sigma: Tensor, alpha: float, label_gram: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -246,14 +326,14 @@ def relevance(
     return entropy, joint_entropy
 
 
-@relevance.register_fake
+@_fake("relevance")
 def _(
     acts: Tensor, order: Tensor, class_offsets: Tensor, sigma: Tensor, alpha: float, label_gram: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(sigma), torch.empty_like(sigma)
 
 
-@torch.library.custom_op("hrel_ext::permuted_joint_entropy", mutates_args=(), device_types=("cpu", "cuda"))
+@_op("(Tensor acts, Tensor order, Tensor class_offsets, Tensor permutations, Tensor sigma, float alpha) -> Tensor")
 def permuted_joint_entropy(
     acts: Tensor, order: Tensor, class_offsets: Tensor, permutations: Tensor, sigma: Tensor, alpha: float
 ) -> Tensor:
@@ -301,12 +381,15 @@ def permuted_joint_entropy(
     return joint_entropy
 
 
-@permuted_joint_entropy.register_fake
+@_fake("permuted_joint_entropy")
 def _(acts: Tensor, order: Tensor, class_offsets: Tensor, permutations: Tensor, sigma: Tensor, alpha: float) -> Tensor:
     return sigma.new_empty(permutations.shape[0], acts.shape[1])
 
 
-@torch.library.custom_op("hrel_ext::kernel_alignment", mutates_args=(), device_types=("cpu", "cuda"))
+@_op(
+    "(Tensor acts, Tensor order, Tensor class_offsets, Tensor multiples, bool per_filter, Tensor? label_gram)"
+    " -> (Tensor, Tensor)"
+)
 def kernel_alignment(
     acts: Tensor,
     order: Tensor,
@@ -343,7 +426,7 @@ def _empty_alignment(acts: Tensor, multiples: Tensor, per_filter: bool) -> tuple
     return multiples.new_empty(rows), multiples.new_empty(rows, len(multiples))
 
 
-@kernel_alignment.register_fake
+@_fake("kernel_alignment")
 def _(
     acts: Tensor,
     order: Tensor,
@@ -355,7 +438,7 @@ def _(
     return _empty_alignment(acts, multiples, per_filter)
 
 
-@torch.library.custom_op("hrel_ext::matrix_entropy", mutates_args=(), device_types=("cpu", "cuda"))
+@_op("(Tensor gram, float alpha) -> Tensor")
 def matrix_entropy(gram: Tensor, alpha: float) -> Tensor:
     """S(G / tr G) in bits, (B,), of positive semidefinite matrices (B, N, N), float32 or float64, any strides.
 
@@ -380,7 +463,7 @@ def matrix_entropy(gram: Tensor, alpha: float) -> Tensor:
     return entropy
 
 
-@matrix_entropy.register_fake
+@_fake("matrix_entropy")
 def _(gram: Tensor, alpha: float) -> Tensor:
     return gram.new_empty(len(gram))
 
@@ -394,7 +477,7 @@ def _check_matrices(gram: Tensor) -> None:
 
 # An op of its own, so that it is one opaque call to autograd and torch.compile: derivatives of eigenvectors, which
 # are infinite for equal eigenvalues, are never formed.
-@torch.library.custom_op("hrel_ext::matrix_entropy_gradient", mutates_args=(), device_types=("cpu", "cuda"))
+@_op("(Tensor gram, float alpha) -> Tensor")
 def matrix_entropy_gradient(gram: Tensor, alpha: float) -> Tensor:
     """The gradient D (B, N, N) of `matrix_entropy`, in bits per unit of ``gram``, computed in float64.
 
@@ -418,7 +501,7 @@ def matrix_entropy_gradient(gram: Tensor, alpha: float) -> Tensor:
     return gradient
 
 
-@matrix_entropy_gradient.register_fake
+@_fake("matrix_entropy_gradient")
 def _(gram: Tensor, alpha: float) -> Tensor:
     return gram.new_empty(gram.shape)
 
@@ -462,8 +545,8 @@ def _no_second_derivative(ctx: Any, _: Tensor) -> None:
     )
 
 
-matrix_entropy.register_autograd(_entropy_backward, setup_context=_save_operands)
-matrix_entropy_gradient.register_autograd(_no_second_derivative)
+torch.library.register_autograd("hrel_ext::matrix_entropy", _entropy_backward, setup_context=_save_operands)
+torch.library.register_autograd("hrel_ext::matrix_entropy_gradient", _no_second_derivative)
 
 
 def _label_kernel(order: Tensor, class_offsets: Tensor, label_gram: Tensor | None) -> Tensor:

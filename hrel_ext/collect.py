@@ -19,8 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hrel_ext import _ranks
-from hrel_ext._batch import Classes, positive, prepare, result_dtype, sort_by_class
+from hrel_ext._batch import Classes, positive, prepare, sort_by_class
 from hrel_ext._batch import widths as widths_of
+from hrel_ext._ops import result_dtype
 from hrel_ext.null import draw_permutations, null_of_batch
 from hrel_ext.relevance import filter_widths, terms_of_batch
 from hrel_ext.scores import Header, IndistinguishableScoresWarning, LayerScores, Rows, Scores, versions, weight_hash

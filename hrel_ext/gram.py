@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hrel_ext._batch import check_memory, positive, result_dtype
+from hrel_ext._batch import positive
+from hrel_ext._ops import check_memory, result_dtype
 from hrel_ext.width import kernel_width
 
 _SIGMA_RULE = 'sigma must be a positive number, a tensor, "aligned", "mean" or "median"'

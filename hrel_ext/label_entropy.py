@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: MIT
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 
-def label_entropy(class_sizes: NDArray[Any], across: float, alpha: float) -> float:
+def label_entropy(class_offsets: Sequence[int], across: float, alpha: float) -> float:
     """S(B) in bits, for B = L / N with L the label kernel: 1 within a class and ``across`` between two.
 
         S(B) = log2(sum_k lambda_k^alpha) / (1 - alpha),   -sum_k lambda_k log2 lambda_k for alpha = 1,
@@ -17,7 +17,7 @@ def label_entropy(class_sizes: NDArray[Any], across: float, alpha: float) -> flo
     else those of the matrix (C, C) that B is on the span of the C classes' indicators, in their orthonormal basis.
 
     Args:
-        class_sizes: (C,), integers, samples of each class, 0 for one that is not used.
+        class_offsets: (C + 1,), class c has class_offsets[c + 1] - class_offsets[c] samples, at least one of them has.
         across: of [0, 1].
         alpha: order of the entropy, > 0.
 
@@ -26,17 +26,20 @@ def label_entropy(class_sizes: NDArray[Any], across: float, alpha: float) -> flo
 
     Source: Sanchez Giraldo, Rao, Principe, doi 10.1109/TIT.2014.2370058.
     """
-    shares = class_sizes[class_sizes > 0] / class_sizes.sum()  # (C,), float64
-    spectrum = shares
+    # (C,), the shares of the classes that have samples
+    spectrum = [(last - first) / class_offsets[-1] for first, last in pairwise(class_offsets) if last > first]
     if across:
+        shares = np.array(spectrum)
         root = np.sqrt(shares)  # (C,)
-        spectrum = np.linalg.eigvalsh(np.diag((1 - across) * shares) + across * np.outer(root, root))  # (C,)
-        spectrum = spectrum[spectrum > 0]  # one that rounding made negative is 0
+        eigenvalues = np.linalg.eigvalsh(np.diag((1 - across) * shares) + across * np.outer(root, root))  # (C,)
+        spectrum = eigenvalues[eigenvalues > 0].tolist()  # one that rounding made negative is 0
+    # A few classes are no work for NumPy, which takes longer to start.
     beta = alpha - 1
-    logarithm = np.log(spectrum)
     if beta == 0:
-        return -float((spectrum * logarithm).sum()) / math.log(2)
+        return -math.fsum(share * math.log2(share) for share in spectrum)
     if abs(beta) <= 0.3:  # near 1 the quotient below would cancel, far from it this one does
-        return -math.log1p((spectrum * np.expm1(beta * logarithm)).sum()) / (beta * math.log(2))
-    largest = spectrum.max()  # taken out: a large alpha would underflow
-    return (math.log2(((spectrum / largest) ** alpha).sum()) + alpha * math.log2(largest)) / (1 - alpha)
+        change = math.fsum(share * math.expm1(beta * math.log(share)) for share in spectrum)
+        return -math.log1p(change) / (beta * math.log(2))
+    largest = max(spectrum)  # taken out: a large alpha would underflow
+    total = math.fsum((share / largest) ** alpha for share in spectrum)
+    return (math.log2(total) + alpha * math.log2(largest)) / (1 - alpha)

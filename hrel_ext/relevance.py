@@ -15,7 +15,6 @@ from hrel_ext._batch import (
     SIGMA_RULE,
     Batch,
     check_finite,
-    check_memory,
     check_widths,
     flatten_maps,
     positive,
@@ -24,6 +23,7 @@ from hrel_ext._batch import (
     same_class,
     widths,
 )
+from hrel_ext._ops import check_memory
 from hrel_ext.gram import gram
 from hrel_ext.label_entropy import label_entropy
 from hrel_ext.width import aligned_width
@@ -188,7 +188,7 @@ def terms_of_batch(batch: Batch, sigma: float | Tensor | str | None, alpha: floa
 def _label_entropy(batch: Batch, class_offsets: NDArray[np.int64], alpha: float, like: Tensor) -> Tensor:
     """S(B) in bits, (), of the dtype and device of ``like``."""
     if batch.across is not None:
-        return like.new_full((), label_entropy(np.diff(class_offsets), batch.across, alpha))
+        return like.new_full((), label_entropy(class_offsets.tolist(), batch.across, alpha))
     label_gram = cast(Tensor, batch.label_gram)
     # float64: a matrix of rank one whose rows sum to 0, as signs have, would lose digits in float32.
     return _ops.matrix_entropy(label_gram.double()[None], alpha)[0].to(like.dtype)

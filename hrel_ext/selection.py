@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrel_ext import _ops
-from hrel_ext._batch import RESOLUTION_BITS, check_finite, check_memory, check_widths, positive, prepare, read
+from hrel_ext._batch import RESOLUTION_BITS, check_finite, check_widths, positive, prepare, read
+from hrel_ext._ops import check_memory
 from hrel_ext.label_entropy import label_entropy
 from hrel_ext.relevance import filter_widths
 
@@ -315,12 +316,11 @@ def _task(
     marks = np.zeros(len(given))  # (F,), NaN where a filter that is used holds a value not finite
     marks[filters] = exponents.diagonal(dim1=1, dim2=2).sum(1).cpu().numpy()
     check_finite(marks)
-    class_sizes = np.diff(class_offsets)
     return _Task(
         exponents,
-        [size for size in class_sizes.tolist() if size],
+        [size for size in np.diff(class_offsets).tolist() if size],
         None if batch.label_gram is None else batch.label_gram[batch.classes.order][:, batch.classes.order],
-        label_entropy(class_sizes, cast(float, batch.across), alpha),  # there are labels, so it is not None
+        label_entropy(class_offsets.tolist(), cast(float, batch.across), alpha),  # there are labels, so it is not None
         alpha,
     )
 

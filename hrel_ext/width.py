@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hrel_ext import _ops
-from hrel_ext._batch import LABEL_SIGMA, Batch, check_finite, positive, prepare, read, result_dtype
+from hrel_ext._batch import LABEL_SIGMA, Batch, check_finite, positive, prepare, read
+from hrel_ext._ops import result_dtype
 
 
 def kernel_width(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import hrel_ext
-from hrel_ext import _batch, _files
+from hrel_ext import _files, _ops
 from hrel_ext.pruning import DamagedCheckpointWarning
 from hrel_ext.pruning.checkpoint import write_json
 from hrel_ext.pruning.resume import Checkpoints
@@ -47,11 +47,11 @@ def test_more_samples_than_memory_holds_are_refused_with_the_bytes_they_need(cal
 def test_the_route_through_pytorch_states_its_bytes(monkeypatch):
     properties = type("Properties", (), {"total_memory": 10_000})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    _batch.check_memory("a matrix", 10_000, torch.device("cuda"))
+    _ops.check_memory("a matrix", 10_000, torch.device("cuda"))
     with pytest.raises(
         MemoryError, match="a matrix need at least 10001 bytes, more than the 10000 of cuda: take fewer"
     ):
-        _batch.check_memory("a matrix", 10_001, torch.device("cuda"))
+        _ops.check_memory("a matrix", 10_001, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("num_threads", (1, 2))

@@ -6,6 +6,8 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hrel_ext import _ops, _rational, testing
 from hrel_ext._batch import prepare
@@ -25,12 +27,36 @@ def operands(rng, dtype=torch.float32, label_sigma=0.1):
 def test_opcheck(rng, dtype, label_sigma):
     acts, order, offsets, sigma, gram = operands(rng, dtype, label_sigma)
     torch.library.opcheck(torch.ops.hrel_ext.relevance.default, (acts, order, offsets, sigma, 1.01, gram))
+    torch.library.opcheck(torch.ops.hrel_ext.sort_by_class.default, (torch.arange(13) % 4,))
     draws = torch.stack([torch.randperm(13, generator=rng) for _ in range(3)])
     torch.library.opcheck(torch.ops.hrel_ext.permuted_joint_entropy.default, (acts, order, offsets, draws, sigma, 1.01))
     multiples = torch.linspace(0.3, 10, 7, dtype=dtype)
     for per_filter in (False, True):
         arguments = (acts, order, offsets, multiples, per_filter, gram)
         torch.library.opcheck(torch.ops.hrel_ext.kernel_alignment.default, arguments)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 5) | st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=40), st.integers(1, 3))
+def test_classes_are_those_of_a_stable_sort(values, step):
+    labels = torch.tensor(values).repeat_interleave(step)[::step]  # of any stride
+    order, class_offsets, smallest = torch.ops.hrel_ext.sort_by_class(labels)
+    assert order.tolist() == sorted(range(len(values)), key=values.__getitem__)
+    in_order = [values[k] for k in order]
+    starts = [in_order.index(value) for value in sorted(set(values))]
+    assert class_offsets.tolist() == starts + [len(values)] * (len(values) + 1 - len(starts))
+    assert smallest.tolist() == [min(values)]
+
+
+@pytest.mark.parametrize("name", ("acts", "sigma", "label_gram"))
+def test_an_operand_that_requires_grad_is_refused(rng, name):
+    acts, order, offsets, sigma, gram = operands(rng, label_sigma=1.0)
+    named = {"acts": acts, "order": order, "class_offsets": offsets, "sigma": sigma, "alpha": 1.01, "label_gram": gram}
+    named[name] = named[name].clone().requires_grad_()
+    with pytest.raises(NotImplementedError, match=f"^{name} must not require grad: the op has no derivative"):
+        torch.ops.hrel_ext.relevance(**named)
+    with torch.no_grad():
+        torch.ops.hrel_ext.relevance(**named)
 
 
 def test_fake_kernels_have_the_shapes_of_the_real_ones(rng):

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/launch.h"
 #include "numerics/problem.h"
 
 namespace hrel::bindings {
@@ -33,6 +34,14 @@ template <class Scalar>
 LabelView<Scalar> labels(Address order, Address class_offsets, Address gram) {
   return {pointer<Index const>(order, "order_ptr"), pointer<Index const>(class_offsets, "class_offsets_ptr"),
           reinterpret_cast<Scalar const*>(gram)};
+}
+
+inline void sort_by_class(Address labels_ptr, Index num_samples, Address order_ptr, Address class_offsets_ptr,
+                          Address smallest_ptr) {
+  if (num_samples < 1) throw std::invalid_argument("labels must hold at least one sample");
+  cpu::sort_by_class(pointer<Index const>(labels_ptr, "labels_ptr"), num_samples,
+                     pointer<Index>(order_ptr, "order_ptr"), pointer<Index>(class_offsets_ptr, "class_offsets_ptr"),
+                     pointer<Index>(smallest_ptr, "smallest_ptr"));
 }
 
 // Powers, poles and weights of numerics/rational_trace.h; none where no rational function is accurate enough.

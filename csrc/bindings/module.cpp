@@ -100,6 +100,8 @@ PYBIND11_MODULE(_C, module) {
   bindings::define_problem_of_permutations<double>(module, "float64");
   bindings::define_problem_of_matrices<float>(module, "float32");
   bindings::define_problem_of_matrices<double>(module, "float64");
+  module.def("sort_by_class", &bindings::sort_by_class, py::kw_only(), py::arg("labels_ptr"), py::arg("num_samples"),
+             py::arg("order_ptr"), py::arg("class_offsets_ptr"), py::arg("smallest_ptr"));
   module.def("isa_level", [] { return cpu::usable_levels().front()->name; });
   module.def("isa_levels_built", [] { return cpu::built_levels(); });
   module.def("cuda_architectures", [] { return cuda::built_architectures(); });

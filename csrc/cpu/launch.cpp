@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <numeric>
 #include <thread>
 #include <vector>
 
@@ -165,6 +166,17 @@ std::vector<char const*> built_levels() {
 #else
   return {kLevelBaseline.name};
 #endif
+}
+
+void sort_by_class(Index const* labels, Index num_samples, Index* order, Index* class_offsets, Index* smallest) {
+  std::iota(order, order + num_samples, Index{0});
+  std::stable_sort(order, order + num_samples, [&](Index a, Index b) { return labels[a] < labels[b]; });
+  Index classes = 0;
+  for (Index k = 0; k < num_samples; ++k) {
+    if (k == 0 || labels[order[k]] != labels[order[k - 1]]) class_offsets[classes++] = k;
+  }
+  std::fill(class_offsets + classes, class_offsets + num_samples + 1, num_samples);
+  smallest[0] = labels[order[0]];
 }
 
 void relevance(RelevanceProblem<float> const& problem, NumThreads threads, Level const& level) {
