@@ -4,7 +4,7 @@ The floor of a step is max(bytes / bandwidth, operations / multiply-add rate), b
   distances     reading the maps once, and the N (N + 1) D operations of forming a Gram matrix as a product
   exp           nine multiply-adds for each of the N (N - 1) / 2 elements: a polynomial of seven, two for the range
   joint         the reductions of the class blocks, 4/3 n^3 operations each
-  tridiagonal   the reduction of A, 4/3 N^3 operations
+  reduction     that of A to a band, 4/3 N^3 operations
   trace         two sweeps of N steps for each of ten poles, eight operations a step, a division counted as one
 """
 # SPDX-License-Identifier: MIT
@@ -71,6 +71,6 @@ def work(n: int, f: int, d: int, class_sizes: list[int]) -> dict[str, tuple[floa
         "distances": (4 * n * f * d, f * n * (n + 1) * d),
         "exp": (0, f * n * (n - 1) / 2 * 2 * 9),
         "joint": (0, f * sum(4 / 3 * size**3 for size in class_sizes)),
-        "tridiagonal": (0, f * 4 / 3 * n**3),
+        "reduction": (0, f * 4 / 3 * n**3),
         "trace": (0, f * 2 * 10 * n * 8),
     }

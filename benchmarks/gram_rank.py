@@ -131,10 +131,10 @@ def bound(delta: Tensor, n: int) -> Tensor:
 
 
 def share_of_reduction(n: int, f: int, d: int) -> float:
-    """Of the time of the relevance on one thread, that of reducing A to tridiagonal form."""
+    """Of the time of the relevance on one thread, that of reducing A to a band."""
     program = drivers.build(f"stage_times-{hrel_ext.build_info()['isa_level']}")
     stages = json.loads(drivers.run(str(program), "stages", *map(str, (n, f, d, 10, 0.5))))["stages"]
-    return stages["tridiagonal"] / sum(stages.values())
+    return stages["reduction"] / sum(stages.values())
 
 
 def main() -> None:

@@ -249,7 +249,8 @@ def widths(sigma: float | Tensor, acts: Tensor) -> Tensor:
         raise ValueError(f"sigma must have shape (F,) = ({num_filters},) or (), got {tuple(sigma.shape)}")
     if sigma.device != acts.device:
         raise ValueError(f"sigma must be on the device of acts, {acts.device}, got {sigma.device}")
-    return sigma.detach().to(result_dtype(acts)).expand(num_filters).contiguous()
+    sigma = sigma.detach().to(result_dtype(acts))
+    return sigma.contiguous() if sigma.dim() else sigma.repeat(num_filters)
 
 
 def check_widths(sigma: NDArray[np.floating[Any]]) -> None:

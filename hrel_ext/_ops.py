@@ -2,7 +2,7 @@
 allocation, native calls.
 
 ``matrix_entropy`` is differentiable, by the op ``matrix_entropy_gradient`` in plain PyTorch; the others are not, and
-refuse operands that require grad. ``sort_by_class`` makes order and class_offsets.
+refuse operands that require grad. `sort_by_class`, which is no op, makes order and class_offsets.
 
 Operands of the first three: acts (N, F, D), any strides, float32 or float64, on CUDA also half precision; order (N,)
 int64, sorted by class; class_offsets (N + 1,) int64, class c being ``order[class_offsets[c]:class_offsets[c + 1]]`` and
@@ -266,13 +266,13 @@ def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return cast(Callable[..., Any], torch.library.register_fake(f"hrel_ext::{name}"))
 
 
-@_op("(Tensor labels) -> (Tensor, Tensor, Tensor)")
 def sort_by_class(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The operands order (N,) and class_offsets (N + 1,) of labels (N,) int64, and the smallest label (1,)."""
     num_samples = len(labels)
     if labels.is_cpu:  # in one step, as each of those below takes longer to start than to run
         labels = labels.contiguous()
-        order, class_offsets, smallest = _empty_classes(labels)
+        order, class_offsets = labels.new_empty(num_samples), labels.new_empty(num_samples + 1)
+        smallest = labels.new_empty(1)
         _C.sort_by_class(
             labels_ptr=labels.data_ptr(),
             num_samples=num_samples,
@@ -286,15 +286,6 @@ def sort_by_class(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     positions = torch.arange(num_samples + 1, device=labels.device)  # (N + 1,)
     positions[1:num_samples].masked_fill_(in_order[1:] == in_order[:-1], num_samples)
     return order, positions.sort().values, in_order[:1]
-
-
-def _empty_classes(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return labels.new_empty(len(labels)), labels.new_empty(len(labels) + 1), labels.new_empty(1)
-
-
-@_fake("sort_by_class")
-def _(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_classes(labels)
 
 
 @_op(

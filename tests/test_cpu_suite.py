@@ -80,7 +80,7 @@ def test_stages_and_memory_are_there(quick):
     if not stages:
         pytest.skip("stage_times was not built")
     for row in stages:
-        assert set(row["stage_ms"]) == set(row["floor_ms"]) == {"distances", "exp", "joint", "tridiagonal", "trace"}
+        assert set(row["stage_ms"]) == set(row["floor_ms"]) == {"distances", "exp", "joint", "reduction", "trace"}
         assert min(row["stage_ms"].values()) > 0 and row["whole_ms"] > 0
 
 
@@ -179,4 +179,4 @@ def test_floors_of_the_stages_by_hand():
     work = bench_stages.work(4, 3, 5, [1, 3])
     assert work["distances"] == (4 * 4 * 3 * 5, 3 * 4 * 5 * 5)
     assert work["exp"] == (0, 3 * 6 * 18) and work["trace"] == (0, 3 * 2 * 10 * 4 * 8)
-    assert work["joint"][1] == pytest.approx(3 * 4 / 3 * 28) and work["tridiagonal"][1] == pytest.approx(3 * 4 / 3 * 64)
+    assert work["joint"][1] == pytest.approx(3 * 4 / 3 * 28) and work["reduction"][1] == pytest.approx(3 * 4 / 3 * 64)

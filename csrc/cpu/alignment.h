@@ -303,8 +303,7 @@ HREL_HD void alignment_of_group(AlignmentProblem<Scalar> const& problem, Index f
   DistanceScratch<Pack> const distances(memory, problem.acts);
   AlignmentScratch<Value> const scratch(memory);
   FilterSource<Scalar, Pack> const source{problem.acts, first_filter, num_filters, splat<Pack>(1)};
-  auto const known = [](int) { return KnownToRoot{}; };
-  squared_distances(source, problem.labels.order, known, distances, triangle);
+  squared_distances(source, problem.labels.order, RootsKnown{}, distances, triangle);
   double mean[Lanes<Pack>::kCount];
   mean_distances(triangle, n, mean);
   for (int lane = 0; lane < num_filters; ++lane) {

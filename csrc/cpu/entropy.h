@@ -5,8 +5,10 @@
 #include <cmath>
 #include <limits>
 #include <stdexcept>
+#include <type_traits>
 
 #include "cpu/lanes.h"
+#include "cpu/pentadiagonal.h"
 #include "cpu/scratch.h"
 #include "cpu/tridiagonal.h"
 #include "numerics/eigenvalues.h"
@@ -16,19 +18,67 @@
 
 namespace hrel::cpu::HREL_LEVEL {
 
+// What matrices are reduced to: float32 to five diagonals, float64 to three, as eigenvalues take.
+template <class Pack>
+struct Bands {
+  static constexpr bool kAreThree = std::is_same_v<typename Lanes<Pack>::Scalar, double>;
+  using View = std::conditional_t<kAreThree, TridiagonalView<Pack>, PentadiagonalView<Pack>>;
+
+  static View take(Scratch& memory, Index n) {
+    Pack *const diagonal = memory.take<Pack>(n), *const first = memory.take<Pack>(n);
+    if constexpr (kAreThree) {
+      return {diagonal, first, n};
+    } else {
+      return {diagonal, first, memory.take<Pack>(n), n};
+    }
+  }
+
+  // Rows first .. first + size - 1.
+  HREL_HD static View rows(View const& bands, Index first, Index size) {
+    if constexpr (kAreThree) {
+      return {bands.diagonal + first, bands.off_diagonal + first, size};
+    } else {
+      return {bands.diagonal + first, bands.first + first, bands.second + first, size};
+    }
+  }
+
+  HREL_HD static void uncouple(View const& bands) {
+    for (Index i = 0; i < bands.size; ++i) {
+      if constexpr (kAreThree) {
+        bands.off_diagonal[i] = Pack{};
+      } else {
+        bands.first[i] = bands.second[i] = Pack{};
+      }
+    }
+  }
+
+  static Index reduction_elements(Index n) {
+    return kAreThree ? elements_to_tridiagonalise(n) : elements_to_pentadiagonalise(n);
+  }
+
+  // As tridiagonalise and pentadiagonalise.
+  HREL_HD static void reduce(Pack* triangle, View const& bands, Pack shift, Pack* scratch) {
+    if constexpr (kAreThree) {
+      tridiagonalise(triangle, bands, shift, scratch);
+    } else {
+      pentadiagonalise(triangle, bands, shift, scratch);
+    }
+  }
+};
+
 // Scratch of one group.
 template <class Pack>
 struct EntropyScratch {
   EntropyScratch(Scratch& memory, Index n)
       : triangle(memory.take<Pack>(triangle_elements(n))),
-        reduction(memory.take<Pack>(reduction_elements(n))),
-        tri{memory.take<Pack>(n), memory.take<Pack>(n), n},
+        reduction(memory.take<Pack>(Bands<Pack>::reduction_elements(n))),
+        bands(Bands<Pack>::take(memory, n)),
         single{memory.take<double>(n), memory.take<double>(n), n} {}
 
   Pack* triangle;  // [N, N] of the group
   Pack* reduction;
-  TridiagonalView<Pack> tri;       // [N]
-  TridiagonalView<double> single;  // [N] one lane of it
+  typename Bands<Pack>::View bands;  // [N]
+  TridiagonalView<double> single;    // [N] one lane of it
 };
 
 // A power of two, a normal number, that brings x into [1, 2) or as near as it can: scaling by it rounds nothing.
@@ -54,28 +104,28 @@ HREL_HD Pack sum_of_squares(Pack const* triangle, Index n, Pack shift) {
   return total;
 }
 
-// Entropies in bits of the lanes of s.tri. A lane of `doubtful` is set where the rational trace means nothing.
+// Entropies in bits of the lanes of s.bands. A lane of `doubtful` is set where the rational trace means nothing.
 template <class Pack>
-HREL_HD void entropies_of_tridiagonal(EntropyOrder const& order, EntropyScratch<Pack> const& s, int lanes, double* bits,
-                                      bool* doubtful) {
+HREL_HD void entropies_of_bands(EntropyOrder const& order, EntropyScratch<Pack> const& s, int lanes, double* bits,
+                                bool* doubtful) {
   double const beta = order.alpha - 1;
   if (order.spectrum == Spectrum::kRational) {
     Pack lowest;
-    Pack const trace = rational_trace(s.tri, order.rational, lowest);
+    Pack const trace = rational_trace(s.bands, order.rational, lowest);
     for (int lane = 0; lane < lanes; ++lane) {
       bits[lane] = entropy_bits_of_trace(trace[lane], beta);
       doubtful[lane] |= !is_semidefinite(lowest[lane], order.rational);
     }
   } else if (order.spectrum == Spectrum::kCube) {
     Pack sums[kPowers];
-    power_sums(s.tri, sums);
+    power_sums(s.bands, sums);
     for (int lane = 0; lane < lanes; ++lane) bits[lane] = std::log2(static_cast<double>(sums[2][lane])) / -2;
-  } else {
+  } else if constexpr (Bands<Pack>::kAreThree) {
     for (int lane = 0; lane < lanes; ++lane) {
       bool finite = true;
-      for (Index i = 0; i < s.tri.size; ++i) {
-        s.single.diagonal[i] = s.tri.diagonal[i][lane];
-        if (i + 1 < s.tri.size) s.single.off_diagonal[i] = s.tri.off_diagonal[i][lane];
+      for (Index i = 0; i < s.bands.size; ++i) {
+        s.single.diagonal[i] = s.bands.diagonal[i][lane];
+        if (i + 1 < s.bands.size) s.single.off_diagonal[i] = s.bands.off_diagonal[i][lane];
         finite = finite && std::isfinite(s.single.diagonal[i]);
       }
       if (!finite) {
@@ -83,7 +133,7 @@ HREL_HD void entropies_of_tridiagonal(EntropyOrder const& order, EntropyScratch<
       } else if (!eigenvalues(s.single)) {
         throw std::runtime_error("the eigenvalues of a Gram matrix did not converge");
       } else {
-        bits[lane] = entropy_bits_of_eigenvalues(s.single.diagonal, s.tri.size, order.alpha);
+        bits[lane] = entropy_bits_of_eigenvalues(s.single.diagonal, s.bands.size, order.alpha);
       }
     }
   }
@@ -94,11 +144,11 @@ template <class Pack>
 HREL_HD void entropies_of_triangle(EntropyOrder const& order, EntropyScratch<Pack> const& s, Pack shift, int lanes,
                                    double* bits, bool* doubtful) {
   if (order.spectrum == Spectrum::kSquare) {
-    Pack const sum = sum_of_squares(s.triangle, s.tri.size, shift);
+    Pack const sum = sum_of_squares(s.triangle, s.bands.size, shift);
     for (int lane = 0; lane < lanes; ++lane) bits[lane] = -std::log2(static_cast<double>(sum[lane]));
   } else {
-    tridiagonalise(s.triangle, s.tri, shift, s.reduction);
-    entropies_of_tridiagonal(order, s, lanes, bits, doubtful);
+    Bands<Pack>::reduce(s.triangle, s.bands, shift, s.reduction);
+    entropies_of_bands(order, s, lanes, bits, doubtful);
   }
 }
 

@@ -1,6 +1,5 @@
-// Squared distances d2_ij = |x_i - x_j|^2 of the maps of a group of filters, for one filter a lane. Side by side the
-// differences are squared as they are: products (cpu/map_distances.h) would need a second way for outliers and offsets.
-// SPDX-License-Identifier: MIT
+// Squared distances d2_ij = |x_i - x_j|^2 of the maps of a group of filters, for one filter a lane: by products where
+// cpu/map_distances.h finds them good enough, else by differences. SPDX-License-Identifier: MIT
 #pragma once
 #include <type_traits>
 
@@ -12,11 +11,13 @@
 
 namespace hrel::cpu::HREL_LEVEL {
 
-inline constexpr Index kStagedPositions = 32;
-inline constexpr Index kBlockTiles = 2;  // two blocks of rows, 8 KB each at 32 positions, stay in the first-level cache
+inline constexpr Index kStagedPositions = 32;  // two tiles of rows, 4 KB each, stay in the first-level cache
+
+// Below it, products save less than the pass takes that makes distances of them.
+inline constexpr Index kShortMap = 24;
 
 // From here on, one filter after the other (cpu/map_distances.h) is faster than eight filters side by side.
-inline constexpr Index kLongMap = 80;
+inline constexpr Index kLongMap = 256;
 
 template <class Scalar>
 HREL_HD bool has_long_maps(ActivationView<Scalar> const& acts) {
@@ -47,74 +48,151 @@ struct FilterSource {
     }
     Scalar const* rows[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) rows[lane] = map + (lane < num_filters ? lane : 0) * acts.filter_stride;
-    interleave(rows, acts.feature_stride, positions, scale, out, step);
+    interleave(rows, acts.feature_stride, static_cast<int>(positions), scale, out, step);
   }
 };
 
-// Interleaved copy of `positions` values of every sample: [tile of samples][position][sample in tile], lanes inside.
-template <class Scalar, class Pack>
+// Scratch of one group whose filters are read side by side.
+template <class Pack>
+struct SideBySideScratch {
+  SideBySideScratch(Scratch& memory, Index n)
+      : staged(memory.take<Pack>(padded(n) * kStagedPositions)), centre(memory.take<Pack>(kStagedPositions)) {}
+
+  Pack* staged;  // [padded(n), kStagedPositions], see stage
+  Pack* centre;  // [kStagedPositions] that positions are relative to
+};
+
+// Interleaved copy of `positions` values of every sample: [tile of samples][position][sample in tile], lanes inside;
+// with kCentred less the mean of the first four samples.
+template <bool kCentred, class Scalar, class Pack>
 HREL_HD void stage(FilterSource<Scalar, Pack> const& source, Index const* order, Index first, Index positions,
-                   Pack* staged) {
+                   SideBySideScratch<Pack> const& s) {
+  using Value = typename Lanes<Pack>::Scalar;
   Index const num_samples = source.acts.num_samples;
+  auto const subtract_centre = [&](Pack* out) __attribute__((always_inline)) {
+    for (Index p = 0; p < positions; ++p) out[p * kTile] -= s.centre[p];
+  };
   for (Index row = 0; row < padded(num_samples); ++row) {
-    Pack* const out = staged + row / kTile * kTile * positions + row % kTile;
-    if (row >= num_samples) {
-      for (Index p = 0; p < positions; ++p) out[p * kTile] = Pack{};
-      continue;
+    Pack* const out = s.staged + row / kTile * kTile * positions + row % kTile;
+    source.copy(order[row < num_samples ? row : 0], first, positions, out, kTile);
+    if constexpr (kCentred) {
+      if (row >= kTile) subtract_centre(out);
+      if (row != kTile - 1) continue;
+      for (Index p = 0; p < positions; ++p) {
+        Pack const* const samples = s.staged + p * kTile;
+        s.centre[p] = ((samples[0] + samples[1]) + (samples[2] + samples[3])) * Value(0.25);
+      }
+      for (Index i = 0; i < kTile; ++i) subtract_centre(s.staged + i);
     }
-    source.copy(order[row], first, positions, out, kTile);
   }
 }
 
-// One 4 x 4 tile of squared distances over the staged positions.
-template <class Pack>
-HREL_HD void add_squared_distances(Pack const* rows, Pack const* columns, Index positions, Pack* tile) {
-  constexpr int kRowsAtOnce = kRegisters >= 32 ? 4 : 2;  // accumulators that fit the registers
-#pragma GCC unroll 2
-  for (int first = 0; first < kTile; first += kRowsAtOnce) {
-    Pack sum[kRowsAtOnce * kTile];
-#pragma GCC unroll 16
-    for (int q = 0; q < kRowsAtOnce * kTile; ++q) sum[q] = tile[first * kTile + q];
+// One tile of columns in kTileRows tiles of rows, one below the other: sums of Term over the staged positions. The sum
+// begins at 0: one long float32 sum would lose digits.
+template <class Term, int kTileRows, class Pack>
+HREL_HD void add_terms_of_tiles(Pack const* rows, Pack const* columns, Index positions,
+                                Pack* const (&tiles)[kTileRows]) {
+  constexpr int kColumns = kTile / kNeighbours<Pack>, kRows = kTileRows * kTile;
+  constexpr int kRowsAtOnce = kRegisters >= 32 ? kRows : 2;  // whose sums fit the registers
+  for (int first = 0; first < kRows; first += kRowsAtOnce) {
+    WidePack<Pack> sum[kRowsAtOnce][kColumns] = {};
     for (Index p = 0; p < positions; ++p) {
+      WidePack<Pack> column[kColumns];
 #pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) column[c] = load_neighbours(columns + p * kTile + c * kNeighbours<Pack>);
+#pragma GCC unroll 8
       for (int i = 0; i < kRowsAtOnce; ++i) {
-        Pack const a = rows[p * kTile + first + i];
+        Index const row = first + i;
+        WidePack<Pack> const value = load_repeated(rows + row / kTile * kTile * positions + p * kTile + row % kTile);
 #pragma GCC unroll 4
-        for (int j = 0; j < kTile; ++j) {
-          Pack const difference = a - columns[p * kTile + j];
-          sum[i * kTile + j] += difference * difference;
+        for (int c = 0; c < kColumns; ++c) Term::add(value, column[c], sum[i][c]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kRowsAtOnce; ++i) {
+      Pack* const out = tiles[(first + i) / kTile] + (first + i) % kTile * kTile;
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) {
+        Pack* const elements = out + c * kNeighbours<Pack>;
+        store_neighbours(elements, load_neighbours(elements) + sum[i][c]);
+      }
+    }
+  }
+}
+
+// triangle += Term over all positions.
+template <class Term, class Scalar, class Pack>
+HREL_HD void add_positions_side_by_side(FilterSource<Scalar, Pack> const& source, Index const* order,
+                                        SideBySideScratch<Pack> const& s, Pack* triangle) {
+  Index const num_positions = source.acts.num_features, tiles = num_tiles(source.acts.num_samples);
+  for (Index first = 0; first < num_positions; first += kStagedPositions) {
+    Index const rest = num_positions - first;
+    Index const positions = rest < kStagedPositions ? rest : kStagedPositions, step = kTile * positions;
+    stage<Term::kCentred>(source, order, first, positions, s);
+    Index row = 0;
+    for (; row + 1 < tiles; row += 2) {
+      Pack const* const rows = s.staged + row * step;
+      for (Index column = 0; column <= row; ++column) {
+        Pack* const pair[] = {triangle + tile_offset(row, column), triangle + tile_offset(row + 1, column)};
+        add_terms_of_tiles<Term, 2>(rows, s.staged + column * step, positions, pair);
+      }
+      Pack* const last[] = {triangle + tile_offset(row + 1, row + 1)};
+      add_terms_of_tiles<Term, 1>(rows + step, rows + step, positions, last);
+    }
+    if (row == tiles) continue;
+    for (Index column = 0; column <= row; ++column) {
+      Pack* const single[] = {triangle + tile_offset(row, column)};
+      add_terms_of_tiles<Term, 1>(s.staged + row * step, s.staged + column * step, positions, single);
+    }
+  }
+}
+
+// d2 from the products in the triangle. Returns 0 in the lanes where all of them are known well enough, else 1. Equal
+// samples have distance 0 without error.
+template <class Pack, class IsKnown>
+HREL_HD Pack distances_of_products_side_by_side(Index num_samples, IsKnown const& is_known,
+                                                SideBySideScratch<Pack> const& s, Pack* triangle) {
+  using Wide = WidePack<Pack>;
+  Index const tiles = num_tiles(num_samples);
+  Pack* const norms = s.staged;  // whose values are done with
+  for (Index i = 0; i < tiles * kTile; ++i) norms[i] = triangle[element_offset(i, i)];
+  auto known = Wide{} <= Wide{};
+  for (Index row = 0; row < tiles; ++row) {
+    for (Index column = 0; column <= row; ++column) {
+      Pack* const tile = triangle + tile_offset(row, column);
+#pragma GCC unroll 4
+      for (Index i = 0; i < kTile; ++i) {
+        Wide const own = load_repeated(norms + row * kTile + i);
+#pragma GCC unroll 4
+        for (Index j = 0; j < kTile; j += kNeighbours<Pack>) {
+          Wide const norm = load_neighbours(norms + column * kTile + j), sum = own + norm;
+          Wide const distance = sum - 2 * load_neighbours(tile + i * kTile + j);
+          known &= ((distance == 0) & (norm == own)) | is_known(sum, distance);
+          store_neighbours(tile + i * kTile + j, distance > 0 ? distance : Wide{});
         }
       }
     }
-#pragma GCC unroll 16
-    for (int q = 0; q < kRowsAtOnce * kTile; ++q) tile[first * kTile + q] = sum[q];
   }
+  Pack const unknown = sum_of_neighbours<Pack>(known ? Wide{} : splat<Wide>(1));
+  return unknown > 0 ? splat<Pack>(1) : Pack{};
 }
 
 // One filter a lane throughout.
-template <class Scalar, class Pack>
-HREL_HD void squared_distances_side_by_side(FilterSource<Scalar, Pack> const& source, Index const* order, Pack* staged,
-                                            Pack* triangle) {
-  Index const n = source.acts.num_samples, num_positions = source.acts.num_features;
-  Index const elements = triangle_elements(n), tiles = num_tiles(n);
+template <class Scalar, class Pack, class IsKnown>
+HREL_HD void squared_distances_side_by_side(FilterSource<Scalar, Pack> source, Index const* order,
+                                            IsKnown const& is_known, SideBySideScratch<Pack> const& s, Pack* triangle) {
+  Index const n = source.acts.num_samples, elements = triangle_elements(n);
   for (Index q = 0; q < elements; ++q) triangle[q] = Pack{};
-  for (Index first = 0; first < num_positions; first += kStagedPositions) {
-    Index const rest = num_positions - first;
-    Index const positions = rest < kStagedPositions ? rest : kStagedPositions;
-    stage(source, order, first, positions, staged);
-    for (Index block_row = 0; block_row < tiles; block_row += kBlockTiles) {
-      Index const end_row = block_row + kBlockTiles < tiles ? block_row + kBlockTiles : tiles;
-      for (Index block_column = 0; block_column <= block_row; block_column += kBlockTiles) {
-        for (Index row = block_row; row < end_row; ++row) {
-          Index const end = block_column + kBlockTiles <= row ? block_column + kBlockTiles : row + 1;
-          for (Index column = block_column; column < end; ++column) {
-            add_squared_distances(staged + row * kTile * positions, staged + column * kTile * positions, positions,
-                                  triangle + tile_offset(row, column));
-          }
-        }
-      }
-    }
+  if (std::is_same_v<typename Lanes<Pack>::Scalar, float> && source.acts.num_features >= kShortMap) {
+    add_positions_side_by_side<Product>(source, order, s, triangle);
+    Pack const unknown = distances_of_products_side_by_side(n, is_known, s, triangle);
+    bool all = true;
+    for (int lane = 0; lane < Lanes<Pack>::kCount; ++lane) all = all && unknown[lane] == 0;
+    if (all) return;
+    for (Index q = 0; q < elements; ++q) triangle[q] = unknown == 0 ? triangle[q] : Pack{};
+    source.scale *= unknown;  // to the others nothing is added
   }
+  add_positions_side_by_side<SquaredDifference>(source, order, s, triangle);
 }
 
 // Maps whose d2 go into their lanes together, in one pass over the triangle.
@@ -158,7 +236,7 @@ struct DistanceScratch {
   template <class Scalar>
   DistanceScratch(Scratch& memory, ActivationView<Scalar> const& acts)
       : maps(memory, acts.num_samples, num_maps(acts)),
-        staged(memory.take<Pack>(padded(acts.num_samples) * kStagedPositions)),
+        side_by_side(memory, acts.num_samples),
         panels(memory.take<WidePack<Pack>>(reads_neighbours<Pack>(acts) ? kLanes * panel_size() : 0)),
         centre(memory.take<Pack>(reads_neighbours<Pack>(acts) ? kBlockPositions : 0)) {}
 
@@ -170,7 +248,7 @@ struct DistanceScratch {
   HREL_HD Index panel_size() const { return maps.packs * kBlockPositions; }
 
   MapScratch<Pack> maps;
-  Pack* staged;
+  SideBySideScratch<Pack> side_by_side;
   WidePack<Pack>* panels;  // [lanes, packs, kBlockPositions] of neighbours, one sample a lane
   Pack* centre;            // [kBlockPositions] that positions of neighbours are relative to, one filter a lane
 };
@@ -185,7 +263,7 @@ HREL_HD void squared_distances_in_turn(FilterSource<Scalar, Pack> const& source,
     for (int k = 0; k < count; ++k) {
       int const lane = first + k;
       squared_distances_of_map<Pack>(map_of_filter(source.acts, source.first_filter + lane), order, 0,
-                                     source.acts.num_features, source.scale[lane], is_known(lane), s.of_map(k));
+                                     source.acts.num_features, source.scale[lane], is_known.in_lane(lane), s.of_map(k));
     }
     put_into_lanes(s, first, count, source.acts.num_samples, triangle);
   }
@@ -242,7 +320,7 @@ HREL_HD void squared_distances_of_neighbours(FilterSource<Scalar, Pack> const& s
   }
   for (int lane = 0; lane < source.num_filters; ++lane) {
     MapScratch<Pack> const own = s.maps.of_map(lane);
-    if (distances_of_products(is_known(lane), own)) continue;
+    if (distances_of_products(is_known.in_lane(lane), own)) continue;
     clear_squares(own);
     add_positions<SquaredDifference>(map_of_filter(acts, source.first_filter + lane), order, 0, num_positions,
                                      source.scale[lane], own);
@@ -254,20 +332,20 @@ HREL_HD void squared_distances_of_neighbours(FilterSource<Scalar, Pack> const& s
   }
 }
 
-// triangle = d2; the diagonal is 0, or NaN where a value is NaN or infinite. is_known(lane) says what is known well
-// enough of long maps, see cpu/map_distances.h.
+// triangle = d2; the diagonal is 0, or NaN where a value is NaN or infinite. is_known says what products know well
+// enough, see cpu/map_distances.h.
 template <class Scalar, class Pack, class IsKnown>
 HREL_HD void squared_distances(FilterSource<Scalar, Pack> const& source, Index const* order, IsKnown const& is_known,
                                DistanceScratch<Pack> const& s, Pack* triangle) {
   ActivationView<Scalar> const& acts = source.acts;
   if (!has_long_maps(acts)) {
-    squared_distances_side_by_side(source, order, s.staged, triangle);
+    squared_distances_side_by_side(source, order, is_known.in_lanes(), s.side_by_side, triangle);
   } else if (acts.feature_stride == 1) {
     squared_distances_in_turn(source, order, is_known, s.maps, triangle);
   } else if constexpr (std::is_same_v<typename Lanes<Pack>::Scalar, float>) {
     squared_distances_of_neighbours(source, order, is_known, s, triangle);
   } else {
-    squared_distances_side_by_side(source, order, s.staged, triangle);
+    squared_distances_side_by_side(source, order, is_known.in_lanes(), s.side_by_side, triangle);
   }
   // Lanes past the last filter repeat the first.
   for (Index q = 0; q < triangle_elements(acts.num_samples); ++q) {

@@ -1,8 +1,6 @@
 // The kernels of one ISA level. Compiled once per level, with HREL_LEVEL its namespace and HREL_LEVEL_NAME its name;
 // all code below it lives in that namespace or is always inlined, so that no instruction of one level gets into
 // another. SPDX-License-Identifier: MIT
-#include <type_traits>
-
 #include "cpu/alignment.h"
 #include "cpu/entropy.h"
 #include "cpu/level.h"
@@ -50,7 +48,6 @@ struct Relevance {
   using GroupScratch = RelevanceScratch<Pack>;
 
   static Index count(Problem const& problem) { return problem.acts.num_filters; }
-  static Index num_samples(Problem const& problem) { return problem.acts.num_samples; }
   static ActivationView<Scalar> const& operand(Problem const& problem) { return problem.acts; }
   static bool members_take_turns(Problem const& problem) { return has_long_maps(problem.acts); }
 
@@ -67,7 +64,6 @@ struct Permutations {
   using GroupScratch = RelevanceScratch<Pack>;
 
   static Index count(Problem const& problem) { return problem.acts.num_filters; }
-  static Index num_samples(Problem const& problem) { return problem.acts.num_samples; }
   static ActivationView<Scalar> const& operand(Problem const& problem) { return problem.acts; }
   static bool members_take_turns(Problem const&) { return false; }  // the distances are little of the work
 
@@ -84,8 +80,7 @@ struct MatrixEntropy {
   using GroupScratch = EntropyScratch<Pack>;
 
   static Index count(Problem const& problem) { return problem.gram.num_matrices; }
-  static Index num_samples(Problem const& problem) { return problem.gram.size; }
-  static Index operand(Problem const& problem) { return num_samples(problem); }
+  static Index operand(Problem const& problem) { return problem.gram.size; }
   static bool members_take_turns(Problem const&) { return false; }
 
   template <class Pack>
@@ -98,25 +93,15 @@ struct MatrixEntropy {
 template <class Scalar, class Group>
 struct Entropies {
   using Native = typename NativePack<Scalar>::Type;
-  using Wide = WidePack<Native>;
   using Problem = typename Group::Problem;
-  static constexpr bool kHasWide = !std::is_same_v<Native, Wide>;
 
   static bool takes_eigenvalues(Problem const& problem) { return problem.order.spectrum == Spectrum::kEigenvalues; }
 
-  static Tasks tasks(Problem const& problem, Machine const& machine) {
-    Index const count = Group::count(problem), threads = machine.num_threads;
+  static Index num_tasks(Problem const& problem, Index num_threads) {
+    Index const count = Group::count(problem);
     bool const in_turn = Group::members_take_turns(problem);
-    if (takes_eigenvalues(problem)) return {num_groups<DoublePack>(count, in_turn, threads)};
-    Index const narrow = num_groups<Native>(count, in_turn, threads);
-    if constexpr (kHasWide) {
-      Index const wide = num_groups<Wide>(count, in_turn, threads);
-      Index const triangle = triangle_elements(Group::num_samples(problem)) * static_cast<Index>(sizeof(Wide));
-      auto const rounds = [&](Index groups) { return (groups + threads - 1) / threads; };
-      // A wide group takes half as long again as a narrow one, as far as the cache holds it beside the rest.
-      if (3 * rounds(wide) < 2 * rounds(narrow) && 2 * triangle <= machine.cache_bytes) return {wide, true};
-    }
-    return {narrow};
+    return takes_eigenvalues(problem) ? num_groups<DoublePack>(count, in_turn, num_threads)
+                                      : num_groups<Native>(count, in_turn, num_threads);
   }
 
   template <class Pack>
@@ -126,9 +111,8 @@ struct Entropies {
     return memory.used;
   }
 
-  static Index scratch_bytes(Problem const& problem, Tasks const& tasks) {
-    Index const doubles = bytes<DoublePack>(problem);
-    Index const natives = tasks.wide_packs ? bytes<Wide>(problem) : bytes<Native>(problem);
+  static Index scratch_bytes(Problem const& problem) {
+    Index const doubles = bytes<DoublePack>(problem), natives = bytes<Native>(problem);
     return doubles > natives ? doubles : natives;
   }
 
@@ -145,16 +129,16 @@ struct Entropies {
     }
   }
 
-  static void run(Problem const& problem, Index task, Tasks const& tasks, std::byte* scratch) {
-    Members const members = members_of(task, tasks.count, Group::count(problem));
-    if (takes_eigenvalues(problem)) return run_group<DoublePack>(problem, members, scratch);
-    if constexpr (kHasWide) {
-      if (tasks.wide_packs) return run_group<Wide>(problem, members, scratch);
+  static void run(Problem const& problem, Index task, Index num_tasks, std::byte* scratch) {
+    Members const members = members_of(task, num_tasks, Group::count(problem));
+    if (takes_eigenvalues(problem)) {
+      run_group<DoublePack>(problem, members, scratch);
+    } else {
+      run_group<Native>(problem, members, scratch);
     }
-    run_group<Native>(problem, members, scratch);
   }
 
-  static constexpr Kernel<Problem> kKernel{tasks, scratch_bytes, run};
+  static constexpr Kernel<Problem> kKernel{num_tasks, scratch_bytes, run};
 };
 
 template <class Scalar>
@@ -162,11 +146,11 @@ struct FilterAlignment {
   using Pack = typename NativePack<Scalar>::Type;
   using Problem = AlignmentProblem<Scalar>;
 
-  static Tasks tasks(Problem const& problem, Machine const& machine) {
-    return {num_groups<Pack>(problem.acts.num_filters, has_long_maps(problem.acts), machine.num_threads)};
+  static Index num_tasks(Problem const& problem, Index num_threads) {
+    return num_groups<Pack>(problem.acts.num_filters, has_long_maps(problem.acts), num_threads);
   }
 
-  static Index scratch_bytes(Problem const& problem, Tasks const&) {
+  static Index scratch_bytes(Problem const& problem) {
     Index const n = problem.acts.num_samples;
     Scratch memory{nullptr};
     memory.take<Pack>(triangle_elements(n));
@@ -175,12 +159,12 @@ struct FilterAlignment {
     return memory.used;
   }
 
-  static void run(Problem const& problem, Index task, Tasks const& tasks, std::byte* scratch) {
-    Members const members = members_of(task, tasks.count, problem.acts.num_filters);
+  static void run(Problem const& problem, Index task, Index num_tasks, std::byte* scratch) {
+    Members const members = members_of(task, num_tasks, problem.acts.num_filters);
     alignment_of_group<Pack>(problem, members.first, members.count, Scratch{scratch});
   }
 
-  static constexpr Kernel<Problem> kKernel{tasks, scratch_bytes, run};
+  static constexpr Kernel<Problem> kKernel{num_tasks, scratch_bytes, run};
 };
 
 template <class Scalar>
@@ -188,15 +172,15 @@ struct LayerDistances {
   using Pack = typename NativePack<Scalar>::Type;
   using Problem = LayerAlignment<Scalar>;
 
-  static Tasks tasks(Problem const& layer, Machine const&) { return {layer.num_slices}; }
+  static Index num_tasks(Problem const& layer, Index) { return layer.num_slices; }
 
-  static Index scratch_bytes(Problem const& layer, Tasks const&) {
+  static Index scratch_bytes(Problem const& layer) {
     Scratch memory{nullptr};
     MapScratch<Pack>(memory, layer.problem.acts.num_samples);
     return memory.used;
   }
 
-  static void run(Problem const& layer, Index task, Tasks const&, std::byte* scratch) {
+  static void run(Problem const& layer, Index task, Index, std::byte* scratch) {
     ActivationView<Scalar> const& acts = layer.problem.acts;
     Index const values = acts.num_filters * acts.num_features;
     distances_of_slice<Pack>(acts, layer.problem.labels.order, task * values / layer.num_slices,
@@ -204,7 +188,7 @@ struct LayerDistances {
                              layer.slices + task * triangle_elements(acts.num_samples), Scratch{scratch});
   }
 
-  static constexpr Kernel<Problem> kKernel{tasks, scratch_bytes, run};
+  static constexpr Kernel<Problem> kKernel{num_tasks, scratch_bytes, run};
 };
 
 template <class Scalar>
@@ -212,15 +196,15 @@ struct LayerWidths {
   using Pack = typename NativePack<Scalar>::Type;
   using Problem = LayerAlignment<Scalar>;
 
-  static Tasks tasks(Problem const&, Machine const&) { return {1}; }
+  static Index num_tasks(Problem const&, Index) { return 1; }
 
-  static Index scratch_bytes(Problem const&, Tasks const&) {
+  static Index scratch_bytes(Problem const&) {
     Scratch memory{nullptr};
     AlignmentScratch<Scalar>{memory};
     return memory.used;
   }
 
-  static void run(Problem const& layer, Index, Tasks const&, std::byte* scratch) {
+  static void run(Problem const& layer, Index, Index, std::byte* scratch) {
     AlignmentProblem<Scalar> const& problem = layer.problem;
     Scratch memory{scratch};
     double const mean_distance = problem.mean_distance[0];
@@ -230,7 +214,7 @@ struct LayerWidths {
                                AlignmentScratch<Scalar>(memory), problem.alignment);
   }
 
-  static constexpr Kernel<Problem> kKernel{tasks, scratch_bytes, run};
+  static constexpr Kernel<Problem> kKernel{num_tasks, scratch_bytes, run};
 };
 
 template <class Scalar>

@@ -81,6 +81,67 @@ HREL_HD Pack splat(typename Lanes<Pack>::Scalar value) {
   return value - Pack{};
 }
 
+// Packs that lie side by side in memory go into one register where the level has wider ones than the pack: what is done
+// to each of several elements of the same matrices takes half the steps.
+template <class Pack>
+inline constexpr int kNeighbours = sizeof(WidePack<Pack>) / sizeof(Pack);
+
+template <class Pack>
+HREL_HD WidePack<Pack> load_neighbours(Pack const* packs) {
+  WidePack<Pack> wide;
+  __builtin_memcpy(&wide, packs, sizeof wide);
+  return wide;
+}
+
+template <class Pack>
+HREL_HD void store_neighbours(Pack* packs, WidePack<Pack> wide) {
+  __builtin_memcpy(packs, &wide, sizeof wide);
+}
+
+template <class Pack>
+HREL_HD WidePack<Pack> repeat(Pack pack) {
+  static_assert(kNeighbours<Pack> <= 2);
+  if constexpr (kNeighbours<Pack> == 1) {
+    return pack;
+  } else {
+    return __builtin_shufflevector(pack, pack, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7);
+  }
+}
+
+// The same of a pack in memory. The compiler takes a shuffle, which a multiply-add would have to wait for.
+template <class Pack>
+HREL_HD WidePack<Pack> load_repeated(Pack const* pack) {
+#if defined(__AVX512DQ__)
+  if constexpr (kNeighbours<Pack> == 2) {
+    WidePack<Pack> wide;
+    asm("vbroadcastf32x8 %1, %0" : "=v"(wide) : "m"(*pack));
+    return wide;
+  }
+#endif
+  return repeat(*pack);
+}
+
+// The sum of the neighbours in each of as many registers, side by side.
+template <class Pack>
+HREL_HD WidePack<Pack> sums_of_neighbours(WidePack<Pack> const (&wide)[kNeighbours<Pack>]) {
+  if constexpr (kNeighbours<Pack> == 1) {
+    return wide[0];
+  } else {
+    return __builtin_shufflevector(wide[0], wide[1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           __builtin_shufflevector(wide[0], wide[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  }
+}
+
+template <class Pack>
+HREL_HD Pack sum_of_neighbours(WidePack<Pack> wide) {
+  if constexpr (kNeighbours<Pack> == 1) {
+    return wide;
+  } else {
+    return __builtin_shufflevector(wide, wide, 0, 1, 2, 3, 4, 5, 6, 7) +
+           __builtin_shufflevector(wide, wide, 8, 9, 10, 11, 12, 13, 14, 15);
+  }
+}
+
 template <class Pack>
 HREL_HD Pack square_root(Pack x) {
   Pack root;
@@ -125,11 +186,11 @@ HREL_HD void transpose(Pack (&rows)[kSize]) {
 
 // out[p * step] = rows[lane][p * stride] * scale, one row a lane.
 template <class Pack, class Scalar>
-HREL_HD void interleave(Scalar const* const* rows, Index stride, Index count, Pack scale, Pack* __restrict out,
+HREL_HD void interleave(Scalar const* const* rows, Index stride, int count, Pack scale, Pack* __restrict out,
                         Index step) {
   using Value = typename Lanes<Pack>::Scalar;
   constexpr int kLanes = Lanes<Pack>::kCount;
-  Index p = 0;
+  int p = 0;
   if (stride == 1) {
     for (; p + kLanes <= count; p += kLanes) {
       Pack block[kLanes];

@@ -79,8 +79,8 @@ void on_threads(Index count, Work& work) {
 // here.
 template <class Problem>
 void run_tasks(Kernel<Problem> const& kernel, Problem const& problem, NumThreads threads) {
-  Tasks const tasks = kernel.tasks(problem, {threads.value, second_level_cache_bytes()});
-  Index const bytes = kernel.scratch_bytes(problem, tasks), count = std::min<Index>(threads.value, tasks.count);
+  Index const num_tasks = kernel.num_tasks(problem, threads.value);
+  Index const bytes = kernel.scratch_bytes(problem), count = std::min<Index>(threads.value, num_tasks);
   check_fits(bytes, count);
   std::atomic<Index> next{0};
   std::exception_ptr failure;
@@ -91,11 +91,11 @@ void run_tasks(Kernel<Problem> const& kernel, Problem const& problem, NumThreads
           ::operator new[](static_cast<std::size_t>(bytes), std::align_val_t{kScratchAlignment}, std::nothrow);
       if (memory == nullptr) throw OutOfMemory(bytes, count);
       AlignedBytes const scratch(static_cast<std::byte*>(memory));
-      for (Index task = next++; task < tasks.count; task = next++) kernel.run(problem, task, tasks, scratch.get());
+      for (Index task = next++; task < num_tasks; task = next++) kernel.run(problem, task, num_tasks, scratch.get());
     } catch (...) {
       std::lock_guard const lock(failure_mutex);
       if (!failure) failure = std::current_exception();
-      next = tasks.count;  // the others need not go on
+      next = num_tasks;  // the others need not go on
     }
   };
   on_threads(count, work);
@@ -135,15 +135,6 @@ void alignment(AlignmentProblem<Scalar> const& problem, LevelKernels<Scalar> con
 }
 
 }  // namespace
-
-Index second_level_cache_bytes() {
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-  static Index const bytes = std::max<Index>(0, sysconf(_SC_LEVEL2_CACHE_SIZE));
-  return bytes;
-#else
-  return 0;
-#endif
-}
 
 std::vector<Level const*> usable_levels() {
   std::vector<Level const*> levels;

@@ -12,17 +12,15 @@ struct NumThreads {
   int value;
 };
 
-// Of one core; 0 where the system does not tell.
-Index second_level_cache_bytes();
-
 // The levels of this build that this processor can run, the best first; never empty.
 std::vector<Level const*> usable_levels();
 
 // The names of all levels of this build, the best first.
 std::vector<char const*> built_levels();
 
-// labels [N]: order [N] holds the samples sorted by label, those of a class as they stood; class_offsets [N + 1] where in
-// it each class begins, and N in unused entries; smallest [1] the first label in order. N >= 1. Throws std::bad_alloc.
+// labels [N]: order [N] holds the samples sorted by label, those of a class as they stood; class_offsets [N + 1] where
+// in it each class begins, and N in unused entries; smallest [1] the first label in order. N >= 1. Throws
+// std::bad_alloc.
 void sort_by_class(Index const* labels, Index num_samples, Index* order, Index* class_offsets, Index* smallest);
 
 // S(A_f) and S(A_f, B) of every filter. Throws std::bad_alloc, and std::runtime_error where eigenvalues do not

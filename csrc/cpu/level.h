@@ -8,22 +8,11 @@
 
 namespace hrel::cpu {
 
-struct Machine {
-  Index num_threads;
-  Index cache_bytes;  // of the second level, of one core; 0 if unknown
-};
-
-// How a problem is shared out. It decides nothing but who computes what, never the results.
-struct Tasks {
-  Index count;
-  bool wide_packs = false;  // filters stand side by side in the widest packs of the level
-};
-
 template <class Problem>
 struct Kernel {
-  Tasks (*tasks)(Problem const&, Machine const&);
-  Index (*scratch_bytes)(Problem const&, Tasks const&);  // of one thread
-  void (*run)(Problem const&, Index task, Tasks const&, std::byte* scratch);
+  Index (*num_tasks)(Problem const&, Index num_threads);  // decides nothing but who computes what, never the results
+  Index (*scratch_bytes)(Problem const&);                 // of one thread
+  void (*run)(Problem const&, Index task, Index num_tasks, std::byte* scratch);
 };
 
 // The layer's width in two kernels: distances slice by slice, then, when they are summed, the alignment of every width.

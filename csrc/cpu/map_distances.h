@@ -83,15 +83,15 @@ struct MapScratch {
 // What is summed over the positions.
 struct Product {
   static constexpr bool kCentred = true;  // the smaller the values, the less a difference of products loses
-  template <class Value, class Pack>
-  HREL_HD static void add(Value row, Pack column, Pack& sum) {
+  template <class Row, class Pack>
+  HREL_HD static void add(Row row, Pack column, Pack& sum) {
     sum += row * column;
   }
 };
 struct SquaredDifference {
   static constexpr bool kCentred = false;
-  template <class Value, class Pack>
-  HREL_HD static void add(Value row, Pack column, Pack& sum) {
+  template <class Row, class Pack>
+  HREL_HD static void add(Row row, Pack column, Pack& sum) {
     Pack const difference = row - column;
     sum += difference * difference;
   }
@@ -131,7 +131,7 @@ HREL_HD void pack_positions(MapView<Scalar> const& map, Index const* order, Inde
   samples_of_pack<Pack>(map, order, pack, sample);
   if (map.is_contiguous()) {
     for (Scalar const*& values : sample) values += first;
-    interleave(sample, 1, positions, splat<Pack>(scale), out, 1);
+    interleave(sample, 1, static_cast<int>(positions), splat<Pack>(scale), out, 1);
   } else {
     for (Index p = 0; p < positions; ++p) {
       Index const place = map.offset(first + p);
@@ -238,8 +238,9 @@ HREL_HD void add_positions(MapView<Scalar> const& map, Index const* order, Index
 
 // Whether products know d2 well enough, by the sum |x_i|^2 + |x_j|^2 that their error goes with.
 // For exp(-d2 / sigma^2), to 2^-20: near pairs far from the mean count most, e^t >= 1 + t + t^2 / 2.
+template <class Variance>
 struct KnownToKernel {
-  float variance;  // sigma^2
+  Variance variance;  // sigma^2, one number or one a lane
   template <class Pack>
   HREL_HD auto operator()(Pack sum, Pack distance) const {
     Pack const t = distance * (1 / variance);
@@ -252,6 +253,18 @@ struct KnownToRoot {
   HREL_HD auto operator()(Pack sum, Pack distance) const {
     return sum <= distance * 1024;
   }
+};
+
+// The rule for one filter, and for those of a group in their lanes.
+template <class Pack>
+struct KernelsKnown {
+  Pack variance;
+  HREL_HD auto in_lane(int lane) const { return KnownToKernel{static_cast<float>(variance[lane])}; }
+  HREL_HD auto in_lanes() const { return KnownToKernel{repeat(variance)}; }
+};
+struct RootsKnown {
+  HREL_HD KnownToRoot in_lane(int) const { return {}; }
+  HREL_HD KnownToRoot in_lanes() const { return {}; }
 };
 
 // d2 from the products in s.squares; false where one of them is not known well enough. Equal samples have distance 0

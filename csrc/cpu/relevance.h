@@ -10,7 +10,6 @@
 #include "cpu/labels.h"
 #include "cpu/lanes.h"
 #include "cpu/scratch.h"
-#include "cpu/tridiagonal.h"
 #include "numerics/problem.h"
 
 namespace hrel::cpu::HREL_LEVEL {
@@ -34,23 +33,16 @@ template <class Pack>
 HREL_HD Pack centred_gaussian(Pack* triangle, Index n, Pack inverse_sigma) {
   using Scalar = typename Lanes<Pack>::Scalar;
   Pack not_finite{};
+  for (Index i = 0; i < n; ++i) not_finite += triangle[element_offset(i, i)];
   Scalar const scale = Scalar(-1) / static_cast<Scalar>(n);
-  for_each_element(n, [&](Index offset, Index row, Index column, int) __attribute__((always_inline)) {
-    Pack& element = triangle[offset];
-    if (row == column) not_finite += element;
+  WidePack<Pack> const inverse = repeat(inverse_sigma);
+  for (Index q = 0; q < triangle_elements(n); q += kNeighbours<Pack>) {
     // Twice times 1/sigma: its square may not be a normal number.
-    element = row < n && column < n && row != column ? one_minus_exp(element * inverse_sigma * inverse_sigma) * scale
-                                                     : Pack{};
-  });
+    store_neighbours(triangle + q, one_minus_exp(load_neighbours(triangle + q) * inverse * inverse) * scale);
+  }
+  for (Index i = 0; i < n; ++i) triangle[element_offset(i, i)] = Pack{};
+  clear_padding(triangle, n);
   return not_finite;
-}
-
-// What distances are known well enough for the kernel of a lane.
-template <class Pack>
-HREL_HD auto known_to_kernel(Pack inverse_sigma) {
-  return [=](int lane) __attribute__((always_inline)) {
-    return KnownToKernel{static_cast<float>(1 / (inverse_sigma[lane] * inverse_sigma[lane]))};
-  };
 }
 
 // s.triangle = A - 11'/N of the filters first_filter .. first_filter + num_filters - 1; returns as centred_gaussian.
@@ -67,7 +59,7 @@ HREL_HD Pack centred_gaussian_of_group(ActivationView<Scalar> const& acts, Index
     inverse_sigma[lane] = static_cast<Value>(1 / (width * power));
   }
   squared_distances(FilterSource<Scalar, Pack>{acts, first_filter, num_filters, scale}, order,
-                    known_to_kernel(inverse_sigma), s.distances, s.triangle);
+                    KernelsKnown<Pack>{1 / (inverse_sigma * inverse_sigma)}, s.distances, s.triangle);
   return centred_gaussian(s.triangle, acts.num_samples, inverse_sigma);
 }
 
@@ -90,13 +82,14 @@ HREL_HD Pack sum_of_joint_squares(Pack const* triangle, Index n, LabelView<Scala
   return total;
 }
 
-// Tridiagonal form of A o B, B the label kernel of classes: one block a class, end to end, uncoupled. At position k
-// among the classes stands samples[k].
+// Bands of A o B, B the label kernel of classes: one block a class, end to end, uncoupled. At position k among the
+// classes stands samples[k].
 template <class Scalar, class Pack, class Samples = SortedSamples>
-HREL_HD void tridiagonalise_class_blocks(LabelView<Scalar> const& labels, RelevanceScratch<Pack> const& s,
-                                         Samples const& samples = {}) {
+HREL_HD void reduce_class_blocks(LabelView<Scalar> const& labels, RelevanceScratch<Pack> const& s,
+                                 Samples const& samples = {}) {
   using Value = typename Lanes<Pack>::Scalar;
-  Index const n = s.tri.size;
+  Index const n = s.bands.size;
+  Bands<Pack>::uncouple(s.bands);
   for (Index c = 0; labels.class_offsets[c] < n; ++c) {
     Index const first = labels.class_offsets[c], size = labels.class_offsets[c + 1] - first;
     for_each_element(size, [&](Index offset, Index row, Index column, int) __attribute__((always_inline)) {
@@ -105,18 +98,17 @@ HREL_HD void tridiagonalise_class_blocks(LabelView<Scalar> const& labels, Releva
                             : Pack{};
     });
     // The block is A_c - 11'/N, and 11'/N = (n_c / N) 11'/n_c.
-    TridiagonalView<Pack> const tri{s.tri.diagonal + first, s.tri.off_diagonal + first, size};
-    tridiagonalise(s.block, tri, splat<Pack>(static_cast<Value>(size) / static_cast<Value>(n)), s.reduction);
-    if (first + size < n) tri.off_diagonal[size - 1] = Pack{};
+    Bands<Pack>::reduce(s.block, Bands<Pack>::rows(s.bands, first, size),
+                        splat<Pack>(static_cast<Value>(size) / static_cast<Value>(n)), s.reduction);
   }
 }
 
-// Tridiagonal form of A o B for any label kernel B. Of it, the mean of B times 11'/N is kept out: all of it where A =
+// Bands of A o B for any label kernel B. Of it, the mean of B times 11'/N is kept out: all of it where A =
 // 11'/N.
 template <class Scalar, class Pack>
-HREL_HD void tridiagonalise_joint(LabelView<Scalar> const& labels, RelevanceScratch<Pack> const& s) {
+HREL_HD void reduce_joint(LabelView<Scalar> const& labels, RelevanceScratch<Pack> const& s) {
   using Value = typename Lanes<Pack>::Scalar;
-  Index const n = s.tri.size;
+  Index const n = s.bands.size;
   double sum = 0;
   for (Index k = 0; k < n * n; ++k) sum += labels.gram[k];
   Value const mean = static_cast<Value>(sum / (static_cast<double>(n) * static_cast<double>(n)));
@@ -129,7 +121,7 @@ HREL_HD void tridiagonalise_joint(LabelView<Scalar> const& labels, RelevanceScra
       s.block[offset] = s.triangle[offset] * weight + (weight - mean) * inverse_n;
     }
   });
-  tridiagonalise(s.block, s.tri, splat<Pack>(mean), s.reduction);
+  Bands<Pack>::reduce(s.block, s.bands, splat<Pack>(mean), s.reduction);
 }
 
 // S(A_f, B) in bits of the lanes of s.triangle, which it keeps, for the samples at the positions of the classes.
@@ -137,16 +129,16 @@ template <class Scalar, class Pack, class Samples>
 HREL_HD void joint_entropies(EntropyOrder const& order, LabelView<Scalar> const& labels, Samples const& samples,
                              RelevanceScratch<Pack> const& s, int lanes, double* bits, bool* doubtful) {
   if (order.spectrum == Spectrum::kSquare) {
-    Pack const sum = sum_of_joint_squares(s.triangle, s.tri.size, labels, samples);
+    Pack const sum = sum_of_joint_squares(s.triangle, s.bands.size, labels, samples);
     for (int lane = 0; lane < lanes; ++lane) bits[lane] = -std::log2(static_cast<double>(sum[lane]));
     return;
   }
   if (labels.gram == nullptr) {
-    tridiagonalise_class_blocks(labels, s, samples);
+    reduce_class_blocks(labels, s, samples);
   } else {
-    tridiagonalise_joint(labels, s);
+    reduce_joint(labels, s);
   }
-  entropies_of_tridiagonal(order, s, lanes, bits, doubtful);
+  entropies_of_bands(order, s, lanes, bits, doubtful);
 }
 
 // Filters first_filter .. first_filter + num_filters - 1, at most one a lane; true for those left to the eigenvalue

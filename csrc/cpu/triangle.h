@@ -36,6 +36,17 @@ HREL_HD void for_each_element(Index size, Visit const& visit) {
   }
 }
 
+// Sets the elements of rows and columns past `size` to 0: they stand in the last row of tiles.
+template <class T>
+HREL_HD void clear_padding(T* triangle, Index size) {
+  Index const last = num_tiles(size) - 1;
+  for (Index q = tile_offset(last, 0); q < tile_offset(last + 1, 0); ++q) {
+    bool const on_diagonal = q >= tile_offset(last, last);
+    Index const row = last * kTile + q / kTile % kTile, column = last * kTile + q % kTile;
+    if (row >= size || (on_diagonal && column >= size)) triangle[q] = T{};
+  }
+}
+
 // Mean of |x_i - x_j| over all N^2 pairs; NaN where a diagonal element is.
 template <class Element>
 HREL_HD double mean_distance(Index n, Element const& squared_distance) {

@@ -10,7 +10,7 @@
 
 namespace hrel::cpu::HREL_LEVEL {
 
-HREL_HD Index reduction_elements(Index size) { return 4 * padded(size); }
+HREL_HD Index elements_to_tridiagonalise(Index size) { return 4 * padded(size); }
 
 // One tile: A -= v_i w_j' + w_i v_j', and from the same registers y_i += A x_j and, off the diagonal, y_j += A' x_i.
 template <bool kOnDiagonal, class Pack>
@@ -76,7 +76,8 @@ HREL_HD Pack dot(Pack const* x, Pack const* y, Index size) {
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// Reduces the triangle of A - shift 11'/n (overwritten) to the tridiagonal form of A. Scratch: reduction_elements(n).
+// Reduces the triangle of A - shift 11'/n (overwritten) to the tridiagonal form of A. Scratch:
+// elements_to_tridiagonalise(n).
 //
 // The rank-one part is kept out because it may be all there is (a dead filter): its rounding would hide the rest. The
 // first reflector takes 1/sqrt(n) to -e_{n-1}, so that the part returns as `shift` added to one element of the

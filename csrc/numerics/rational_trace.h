@@ -1,7 +1,8 @@
-// tr g(T) of a tridiagonal T without eigenvalues: g(x) ~ sum_k c_k x^k + sum_j w_j x / (x + t_j) and
+// tr g(T) of a band matrix T without eigenvalues: g(x) ~ sum_k c_k x^k + sum_j w_j x / (x + t_j) and
 //   tr T (T + t I)^-1 = n - t d/dt log det(T + t I),
 // where log det is the sum of the logarithms of the pivots of T + t I = L D L^T. Differentiating the recursion of the
-// pivots gives the trace in one sweep per pole: n steps, one division each.
+// pivots gives the trace in one sweep per pole: n steps, one division each. Of three diagonals the pivots are numbers;
+// of five they are blocks of two rows, and their recursion the same.
 // SPDX-License-Identifier: MIT
 #pragma once
 #include "numerics/config.h"
@@ -74,6 +75,70 @@ HREL_HD void resolvent_traces(TridiagonalView<Real> const& tri, bool direct, Rea
   }
 }
 
+// The same for five diagonals. With E the coupling of a block of two rows to the block before it, whose pivot is P,
+//   P <- D + t I - E P^-1 E',   N <- t I + E P^-1 N P^-1 E',   term = tr P^-1 N,
+// N being t times the derivative of the pivot, or, where the sum is direct, the pivot less that,
+//   N <- D - 2 E P^-1 E' + E P^-1 N P^-1 E'.
+// Blocks are taken apart into pivots that are numbers, P = L diag(pivot) L', and E and N go to the basis of L: inverses
+// of P would be large where P is close to singular, and E of them a difference of large numbers.
+template <int kSweeps, class Real>
+HREL_HD void resolvent_traces(PentadiagonalView<Real> const& bands, bool direct, Real const (&shift)[kSweeps],
+                              Real (&trace)[kSweeps], Real& lowest) {
+  Real const zero = bands.diagonal[0] - bands.diagonal[0];
+  Real inverse0[kSweeps], inverse1[kSweeps],
+      ratio[kSweeps];                             // of the block before: 1 / pivot, and L = [1, 0; ratio, 1]
+  Real k00[kSweeps], k01[kSweeps], k11[kSweeps];  // of the block before: P^-1 N P^-1
+  Real sum[kSweeps], total[kSweeps];
+  HREL_UNROLL(5)
+  for (int k = 0; k < kSweeps; ++k) {
+    inverse0[k] = inverse1[k] = ratio[k] = k00[k] = k01[k] = k11[k] = sum[k] = total[k] = zero;
+  }
+  Index i = 0;
+  for (; i < bands.size; i += 2) {
+    bool const two = i + 1 < bands.size;  // else a row of zeros makes up the last block
+    Real const d0 = bands.diagonal[i], d1 = two ? bands.diagonal[i + 1] : zero, d01 = two ? bands.first[i] : zero;
+    Real const far = i > 0 ? bands.second[i - 2] : zero, near = i > 0 ? bands.first[i - 1] : zero;
+    Real const last = i > 0 && two ? bands.second[i - 1] : zero;  // E = [far, near; 0, last]
+    HREL_UNROLL(5)
+    for (int k = 0; k < kSweeps; ++k) {
+      Real const turned = near - ratio[k] * far;  // E L'^-1 = [far, turned; 0, last]
+      Real const weighted = turned * inverse1[k];
+      Real const carried00 = far * far * inverse0[k] + turned * weighted, carried01 = last * weighted;
+      Real const carried11 = last * last * inverse1[k];
+      Real const k0 = far * k00[k] + turned * k01[k], k1 = far * k01[k] + turned * k11[k];
+      Real const rest00 = d0 - carried00, rest01 = d01 - carried01, rest11 = d1 - carried11;
+      Real const n00 = (direct ? rest00 - carried00 : shift[k]) + (far * k0 + turned * k1);
+      Real const n01 = direct ? rest01 - carried01 + last * k1 : last * k1;
+      Real const n11 = (direct ? rest11 - carried11 : shift[k]) + last * last * k11[k];
+      Real const pivot0 = rest00 + shift[k];
+      inverse0[k] = reciprocal(pivot0);
+      ratio[k] = rest01 * inverse0[k];
+      Real const pivot1 = rest11 + shift[k] - ratio[k] * rest01;
+      inverse1[k] = reciprocal(pivot1);
+      lowest = pivot0 < lowest ? pivot0 : lowest;
+      lowest = pivot1 < lowest ? pivot1 : lowest;
+      Real const turned01 = n01 - ratio[k] * n00, turned11 = n11 - ratio[k] * (n01 + turned01);  // L^-1 N L'^-1
+      Real const term0 = n00 * inverse0[k], term1 = turned11 * inverse1[k];
+      k00[k] = term0 * inverse0[k];
+      k01[k] = turned01 * inverse0[k] * inverse1[k];
+      k11[k] = term1 * inverse1[k];
+      sum[k] += term0 + term1;
+    }
+    if (i % kRowsAtOnce == 0) {
+      HREL_UNROLL(5)
+      for (int k = 0; k < kSweeps; ++k) {
+        total[k] += sum[k];
+        sum[k] = zero;
+      }
+    }
+  }
+  HREL_UNROLL(5)
+  for (int k = 0; k < kSweeps; ++k) {
+    total[k] += sum[k];
+    trace[k] = direct ? total[k] : zero + static_cast<float>(i) - total[k];
+  }
+}
+
 // tr T, tr T^2, tr T^3.
 template <class Real>
 HREL_HD void power_sums(TridiagonalView<Real> const& tri, Real (&sums)[kPowers]) {
@@ -97,6 +162,36 @@ HREL_HD void power_sums(TridiagonalView<Real> const& tri, Real (&sums)[kPowers])
   for (int k = 0; k < kPowers; ++k) sums[k] += part[k];
 }
 
+template <class Real>
+HREL_HD void power_sums(PentadiagonalView<Real> const& bands, Real (&sums)[kPowers]) {
+  Real const zero = bands.diagonal[0] - bands.diagonal[0];
+  Real part[kPowers];
+  for (int k = 0; k < kPowers; ++k) sums[k] = part[k] = zero;
+  for (Index i = 0; i < bands.size; ++i) {
+    Real const d = bands.diagonal[i];
+    part[0] += d;
+    part[1] += d * d;
+    part[2] += d * d * d;
+    if (i > 0) {
+      Real const squared = bands.first[i - 1] * bands.first[i - 1];
+      part[1] += 2 * squared;
+      part[2] += 3 * squared * (bands.diagonal[i - 1] + d);
+    }
+    if (i > 1) {
+      Real const second = bands.second[i - 2];
+      part[1] += 2 * second * second;
+      part[2] += 3 * second * (second * (bands.diagonal[i - 2] + d) + 2 * bands.first[i - 2] * bands.first[i - 1]);
+    }
+    if (i % kRowsAtOnce == 0) {
+      for (int k = 0; k < kPowers; ++k) {
+        sums[k] += part[k];
+        part[k] = zero;
+      }
+    }
+  }
+  for (int k = 0; k < kPowers; ++k) sums[k] += part[k];
+}
+
 // Whether the traces mean something. No pivot of a semidefinite T + t I lies below t, so the smallest one of all poles
 // tells how far below 0 rounding has taken an eigenvalue of T: close to a pole x / (x + t) is huge.
 HREL_HD bool is_semidefinite(double lowest, Rational const& rational) {
@@ -105,11 +200,11 @@ HREL_HD bool is_semidefinite(double lowest, Rational const& rational) {
 }
 
 // tr g(T). `lowest` as in resolvent_traces, over all poles.
-template <class Real>
-HREL_HD Real rational_trace(TridiagonalView<Real> const& tri, Rational const& rational, Real& lowest) {
+template <template <class> class View, class Real>
+HREL_HD Real rational_trace(View<Real> const& bands, Rational const& rational, Real& lowest) {
   Real sums[kPowers];
-  power_sums(tri, sums);
-  Real const zero = tri.diagonal[0] - tri.diagonal[0];
+  power_sums(bands, sums);
+  Real const zero = bands.diagonal[0] - bands.diagonal[0];
   lowest = zero + 1e30f;
   Real total = zero;
   for (int k = 0; k < kPowers; ++k) total += sums[k] * static_cast<float>(rational.power[k]);
@@ -118,9 +213,9 @@ HREL_HD Real rational_trace(TridiagonalView<Real> const& tri, Rational const& ra
     Real shift[kSweepsAtOnce], trace[kSweepsAtOnce];
     for (int k = 0; k < kSweepsAtOnce; ++k) shift[k] = zero + static_cast<float>(rational.pole[first + k]);
     if (rational.pole[first] >= kSmallestDirectPole) {
-      resolvent_traces(tri, true, shift, trace, lowest);
+      resolvent_traces(bands, true, shift, trace, lowest);
     } else {
-      resolvent_traces(tri, false, shift, trace, lowest);
+      resolvent_traces(bands, false, shift, trace, lowest);
     }
     for (int k = 0; k < kSweepsAtOnce; ++k) total += trace[k] * static_cast<float>(rational.weight[first + k]);
   }

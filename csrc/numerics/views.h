@@ -47,4 +47,13 @@ struct TridiagonalView {
   Index size;
 };
 
+// A symmetric matrix of five diagonals; first[i] couples the rows i and i + 1, second[i] the rows i and i + 2.
+template <class Real>
+struct PentadiagonalView {
+  Real* diagonal;  // [size]
+  Real* first;     // [size - 1]
+  Real* second;    // [size - 2]
+  Index size;
+};
+
 }  // namespace hrel

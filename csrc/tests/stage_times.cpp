@@ -31,24 +31,23 @@ double median(std::vector<double> values) {
 
 // --- Stages ----------------------------------------------------------------------------------------------------------
 
-enum Stage { kDistances, kExp, kJoint, kTridiagonal, kTrace, kStages };
-constexpr char const* kStageNames[kStages] = {"distances", "exp", "joint", "tridiagonal", "trace"};
+enum Stage { kDistances, kExp, kJoint, kReduction, kTrace, kStages };
+constexpr char const* kStageNames[kStages] = {"distances", "exp", "joint", "reduction", "trace"};
 
 // relevance_of_group with a look at the clock between its steps.
-template <class Pack>
 void add_stages_of_group(RelevanceProblem<float> const& problem, Index first_filter, int num_filters, Scratch memory,
                          double* seconds) {
-  constexpr int kLanes = Lanes<Pack>::kCount;
+  constexpr int kLanes = Lanes<FloatPack>::kCount;
   Index const n = problem.acts.num_samples;
-  RelevanceScratch<Pack> const s(memory, problem.acts);
-  Pack scale, inverse_sigma;
+  RelevanceScratch<FloatPack> const s(memory, problem.acts);
+  FloatPack scale, inverse_sigma;
   for (int lane = 0; lane < kLanes; ++lane) {
     double const sigma = problem.sigma[first_filter + (lane < num_filters ? lane : 0)];
-    double const power = power_of_two_scale<Pack>(sigma);
+    double const power = power_of_two_scale<FloatPack>(sigma);
     scale[lane] = static_cast<float>(power);
     inverse_sigma[lane] = static_cast<float>(1 / (sigma * power));
   }
-  FilterSource<float, Pack> const source{problem.acts, first_filter, num_filters, scale};
+  FilterSource<float, FloatPack> const source{problem.acts, first_filter, num_filters, scale};
   double joint[kLanes], own[kLanes];
   bool doubtful[kLanes] = {};
 
@@ -57,17 +56,18 @@ void add_stages_of_group(RelevanceProblem<float> const& problem, Index first_fil
     seconds[stage] += seconds_since(start);
     start = Clock::now();
   };
-  squared_distances(source, problem.labels.order, known_to_kernel(inverse_sigma), s.distances, s.triangle);
+  squared_distances(source, problem.labels.order, KernelsKnown<FloatPack>{1 / (inverse_sigma * inverse_sigma)},
+                    s.distances, s.triangle);
   end(kDistances);
   centred_gaussian(s.triangle, n, inverse_sigma);
   end(kExp);
-  tridiagonalise_class_blocks(problem.labels, s);
+  reduce_class_blocks(problem.labels, s);
   end(kJoint);
-  entropies_of_tridiagonal(problem.order, s, num_filters, joint, doubtful);
+  entropies_of_bands(problem.order, s, num_filters, joint, doubtful);
   end(kTrace);
-  tridiagonalise(s.triangle, s.tri, splat<Pack>(1), s.reduction);
-  end(kTridiagonal);
-  entropies_of_tridiagonal(problem.order, s, num_filters, own, doubtful);
+  pentadiagonalise(s.triangle, s.bands, splat<FloatPack>(1), s.reduction);
+  end(kReduction);
+  entropies_of_bands(problem.order, s, num_filters, own, doubtful);
   end(kTrace);
   for (int lane = 0; lane < num_filters; ++lane) {
     problem.entropy[first_filter + lane] = static_cast<float>(own[lane]);
@@ -75,27 +75,22 @@ void add_stages_of_group(RelevanceProblem<float> const& problem, Index first_fil
   }
 }
 
-template <class Pack>
-void add_stages(RelevanceProblem<float> const& problem, std::byte* memory, double* seconds) {
-  constexpr Index kLanes = Lanes<Pack>::kCount;
-  for (Index first = 0; first < problem.acts.num_filters; first += kLanes) {
-    Index const count = std::min(problem.acts.num_filters - first, kLanes);
-    add_stages_of_group<Pack>(problem, first, static_cast<int>(count), Scratch{memory}, seconds);
-  }
-}
-
 int stages(Index samples, Index filters, Index features, int classes, double limit, Level const& level) {
   test::Layer<float> layer(samples, filters, features, classes, test::Data::kRectified, 1787);
   layer.sigma.assign(layer.sigma.size(), std::sqrt(static_cast<float>(features)));  // near the mean distance
   RelevanceProblem<float> const problem = layer.problem(test::kOrder101);
-  Kernel<RelevanceProblem<float>> const& kernel = level.float_kernels.relevance;
-  Tasks const tasks = kernel.tasks(problem, {1, second_level_cache_bytes()});
-  std::vector<std::byte> memory(kernel.scratch_bytes(problem, tasks) + kScratchAlignment);
+  Scratch counted{nullptr};
+  RelevanceScratch<FloatPack>(counted, problem.acts);
+  std::vector<std::byte> memory(counted.used + kScratchAlignment);
   std::uintptr_t const address = reinterpret_cast<std::uintptr_t>(memory.data());
   std::byte* const aligned = memory.data() + (kScratchAlignment - address % kScratchAlignment) % kScratchAlignment;
 
   auto const pass = [&](double* seconds) {
-    (tasks.wide_packs ? add_stages<WideFloatPack> : add_stages<FloatPack>)(problem, aligned, seconds);
+    constexpr int kLanes = Lanes<FloatPack>::kCount;
+    for (Index first = 0; first < filters; first += kLanes) {
+      add_stages_of_group(problem, first, static_cast<int>(std::min<Index>(filters - first, kLanes)), Scratch{aligned},
+                          seconds);
+    }
   };
   double warm_up[kStages] = {};
   pass(warm_up);

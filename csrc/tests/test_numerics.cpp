@@ -81,6 +81,73 @@ void power_sums_are_traces_of_powers() {
   CHECK_NEAR(sums[2], 1 + 27 + 125 + 3 * 4 * (1 + 3) + 3 * 16 * (3 + 5), 1e-12);
 }
 
+// The pentadiagonal matrices of 1 to 7 rows, whole: full[i][j].
+struct Pentadiagonal {
+  double d[7] = {0.5, 0.3, 0.2, 0.4, 0.6, 0.1, 0.35}, e[7] = {0.1, -0.05, 0.07, 0.02, -0.03, 0.06},
+         f[7] = {0.04, -0.02, 0.05, 0.01, -0.06};
+  double full[7][7] = {};
+  Index n;
+
+  explicit Pentadiagonal(Index size) : n(size) {
+    for (Index i = 0; i < n; ++i) {
+      full[i][i] = d[i];
+      if (i + 1 < n) full[i][i + 1] = full[i + 1][i] = e[i];
+      if (i + 2 < n) full[i][i + 2] = full[i + 2][i] = f[i];
+    }
+  }
+  PentadiagonalView<double> view() { return {d, e, f, n}; }
+};
+
+void power_sums_of_five_diagonals_are_traces_of_powers() {
+  for (Index n = 1; n <= 7; ++n) {
+    Pentadiagonal matrix(n);
+    double sums[kPowers], expected[kPowers] = {};
+    power_sums(matrix.view(), sums);
+    for (Index i = 0; i < n; ++i) {
+      expected[0] += matrix.full[i][i];
+      for (Index j = 0; j < n; ++j) {
+        expected[1] += matrix.full[i][j] * matrix.full[j][i];
+        for (Index k = 0; k < n; ++k) expected[2] += matrix.full[i][j] * matrix.full[j][k] * matrix.full[k][i];
+      }
+    }
+    for (int k = 0; k < kPowers; ++k) CHECK_NEAR(sums[k], expected[k], 1e-14);
+  }
+}
+
+// tr (T + t I)^-1 by Gauss and Jordan.
+double trace_of_inverse(Pentadiagonal const& matrix, double t) {
+  double a[7][14] = {}, trace = 0;
+  for (Index i = 0; i < matrix.n; ++i) {
+    for (Index j = 0; j < matrix.n; ++j) a[i][j] = matrix.full[i][j] + (i == j ? t : 0);
+    a[i][7 + i] = 1;
+  }
+  for (Index k = 0; k < matrix.n; ++k) {
+    for (Index i = 0; i < matrix.n; ++i) {
+      double const factor = i == k ? 0 : a[i][k] / a[k][k];
+      for (Index j = 0; j < 14; ++j) a[i][j] -= factor * a[k][j];
+    }
+    for (Index j = 13; j >= 0; --j) a[k][j] /= a[k][k];
+  }
+  for (Index k = 0; k < matrix.n; ++k) trace += a[k][7 + k];
+  return trace;
+}
+
+void resolvent_traces_of_five_diagonals_are_those_of_the_inverse() {
+  for (Index n = 1; n <= 7; ++n) {
+    double const shift[kSweepsAtOnce] = {1e-6, 1e-4, 0.01, 0.3, 2};
+    double direct[kSweepsAtOnce], indirect[kSweepsAtOnce], lowest = 1e30;
+    Pentadiagonal matrix(n);
+    resolvent_traces(matrix.view(), true, shift, direct, lowest);
+    resolvent_traces(matrix.view(), false, shift, indirect, lowest);
+    CHECK(lowest > 0);
+    for (int k = 0; k < kSweepsAtOnce; ++k) {
+      double const expected = static_cast<double>(n) - shift[k] * trace_of_inverse(matrix, shift[k]);
+      CHECK_NEAR(direct[k], expected, 1e-13);
+      CHECK_NEAR(indirect[k], expected, 1e-7);  // n is added and taken away in float32
+    }
+  }
+}
+
 void resolvent_traces_are_sums_over_eigenvalues() {
   double d[] = {0.5, 0.3, 0.2}, e[] = {0.1, 0.05, 0};
   double const shift[kSweepsAtOnce] = {1e-6, 1e-4, 0.01, 0.3, 2};
@@ -102,6 +169,10 @@ void an_indefinite_matrix_shows_a_pivot_that_is_not_positive() {
   double d[] = {0.5, -0.2, 0.7}, e[] = {0.1, 0.1, 0}, lowest;
   rational_trace(TridiagonalView<double>{d, e, 3}, Rational{{1, 0, 0}, {1e-6, 1, 1, 1, 1, 1, 1, 1, 1, 1}, {}}, lowest);
   CHECK(lowest <= 0);
+  double f[] = {0.01, 0, 0};
+  rational_trace(PentadiagonalView<double>{d, e, f, 3}, Rational{{1, 0, 0}, {1e-6, 1, 1, 1, 1, 1, 1, 1, 1, 1}, {}},
+                 lowest);
+  CHECK(lowest <= 0);
 }
 
 }  // namespace
@@ -117,6 +188,8 @@ int main() {
   the_two_forms_of_the_entropy_meet();
   entropy_of_nan_is_nan();
   power_sums_are_traces_of_powers();
+  power_sums_of_five_diagonals_are_traces_of_powers();
+  resolvent_traces_of_five_diagonals_are_those_of_the_inverse();
   resolvent_traces_are_sums_over_eigenvalues();
   an_indefinite_matrix_shows_a_pivot_that_is_not_positive();
   return test::result();
