@@ -293,17 +293,12 @@ HREL_HD void mean_distances(Pack const* triangle, Index n, double* mean) {
   for (int lane = 0; lane < kLanes; ++lane) mean[lane] /= static_cast<double>(n) * static_cast<double>(n);
 }
 
-// The widths of a group of filters.
+// The widths of a group of filters whose distances are in the triangle, which it uses up.
 template <class Pack, class Scalar>
 HREL_HD void alignment_of_group(AlignmentProblem<Scalar> const& problem, Index first_filter, int num_filters,
-                                Scratch memory) {
+                                AlignmentScratch<typename Lanes<Pack>::Scalar> const& scratch, Pack* triangle) {
   using Value = typename Lanes<Pack>::Scalar;
   Index const n = problem.acts.num_samples;
-  Pack* const triangle = memory.take<Pack>(triangle_elements(n));
-  DistanceScratch<Pack> const distances(memory, problem.acts);
-  AlignmentScratch<Value> const scratch(memory);
-  FilterSource<Scalar, Pack> const source{problem.acts, first_filter, num_filters, splat<Pack>(1)};
-  squared_distances(source, problem.labels.order, RootsKnown{}, distances, triangle);
   double mean[Lanes<Pack>::kCount];
   mean_distances(triangle, n, mean);
   for (int lane = 0; lane < num_filters; ++lane) {
@@ -324,6 +319,39 @@ HREL_HD void alignment_of_group(AlignmentProblem<Scalar> const& problem, Index f
       auto const squared_distance = [&](Index offset) __attribute__((always_inline)) { return triangle[offset][lane]; };
       align(lane, 1, elements_in_lanes<Pack>(squared_distance));
     }
+  }
+}
+
+// Scratch of the groups in turns (cpu/gram.h).
+template <class Pack>
+struct FilterAlignmentScratch {
+  template <class Scalar>
+  FilterAlignmentScratch(Scratch& memory, ActivationView<Scalar> const& acts)
+      : triangle(memory.take<Pack>(triangle_elements(acts.num_samples))), distances(memory, acts), alignment(memory) {}
+
+  Pack* triangle;  // [N, N] of the first group
+  DistanceScratch<Pack> distances;
+  AlignmentScratch<typename Lanes<Pack>::Scalar> alignment;
+};
+
+// The widths of filters first_filter .. first_filter + num_filters - 1, at most one a lane of the groups in turns.
+template <class Pack, class Scalar>
+HREL_HD void alignment_of_groups(AlignmentProblem<Scalar> const& problem, Index first_filter, int num_filters,
+                                 Scratch memory) {
+  constexpr int kLanes = Lanes<Pack>::kCount;
+  FilterAlignmentScratch<Pack> const s(memory, problem.acts);
+  DistanceGroup<Scalar, Pack, RootsKnown> groups[kGroupsInTurns] = {};
+  int const num_groups = (num_filters + kLanes - 1) / kLanes;
+  for (int g = 0; g < num_groups; ++g) {
+    int const rest = num_filters - g * kLanes;
+    groups[g] = {{problem.acts, first_filter + g * kLanes, rest < kLanes ? rest : kLanes, splat<Pack>(1)},
+                 {},
+                 g == 0 ? s.triangle : s.distances.second};
+  }
+  squared_distances(groups, num_groups, problem.labels.order, s.distances);
+  for (int g = 0; g < num_groups; ++g) {
+    alignment_of_group(problem, groups[g].source.first_filter, groups[g].source.num_filters, s.alignment,
+                       groups[g].triangle);
   }
 }
 

@@ -16,21 +16,25 @@ inline constexpr Index kStagedPositions = 32;  // two tiles of rows, 4 KB each, 
 // Below it, products save less than the pass takes that makes distances of them.
 inline constexpr Index kShortMap = 24;
 
-// From here on, one filter after the other (cpu/map_distances.h) is faster than eight filters side by side.
+// From here on, one filter after the other (cpu/map_distances.h) is faster than eight filters side by side, unless they
+// lie so in memory (channels_last).
 inline constexpr Index kLongMap = 256;
 
 template <class Scalar>
 HREL_HD bool has_long_maps(ActivationView<Scalar> const& acts) {
-  return acts.num_features >= kLongMap && (acts.feature_stride == 1 || acts.filter_stride == 1);
+  return acts.num_features >= kLongMap && acts.feature_stride == 1;
 }
 
-// Whether long maps are read together with their neighbours in memory (channels_last): squared_distances_of_neighbours.
-template <class Pack, class Scalar>
-HREL_HD bool reads_neighbours(ActivationView<Scalar> const& acts) {
-  return std::is_same_v<typename Lanes<Pack>::Scalar, float> && has_long_maps(acts) && acts.feature_stride != 1;
+// A line of memory holds one position of more filters than a group has where these lie side by side. Two groups take
+// turns then, some positions at a time: the second one finds the lines in the cache.
+inline constexpr int kGroupsInTurns = 2;
+
+template <class Scalar>
+HREL_HD int groups_in_turns(ActivationView<Scalar> const& acts) {
+  return acts.filter_stride == 1 && acts.num_features > kStagedPositions ? kGroupsInTurns : 1;
 }
 
-// One filter a lane, of filters first_filter .. first_filter + num_filters - 1; lanes past them repeat the first one.
+// One filter a lane, of filters first_filter .. first_filter + num_filters - 1; lanes past them hold any other.
 template <class Scalar, class Pack>
 struct FilterSource {
   ActivationView<Scalar> acts;
@@ -42,7 +46,8 @@ struct FilterSource {
   HREL_HD void copy(Index sample, Index first, Index positions, Pack* out, Index step) const {
     constexpr int kLanes = Lanes<Pack>::kCount;
     Scalar const* const map = acts.map(sample, first_filter) + first * acts.feature_stride;
-    if (acts.filter_stride == 1 && num_filters == kLanes) {  // channels_last: neighbours are neighbours
+    // channels_last: neighbours are neighbours, those of the next group too.
+    if (acts.filter_stride == 1 && first_filter + kLanes <= acts.num_filters) {
       for (Index p = 0; p < positions; ++p) out[p * step] = load<Pack>(map + p * acts.feature_stride) * scale;
       return;
     }
@@ -50,6 +55,27 @@ struct FilterSource {
     for (int lane = 0; lane < kLanes; ++lane) rows[lane] = map + (lane < num_filters ? lane : 0) * acts.filter_stride;
     interleave(rows, acts.feature_stride, static_cast<int>(positions), scale, out, step);
   }
+
+  // Asks for what copy will read, in the second-level cache.
+  HREL_HD void fetch(Index sample, Index first, Index positions) const {
+    constexpr Index kLine = 64 / sizeof(Scalar);
+    Scalar const* const map = acts.map(sample, first_filter) + first * acts.feature_stride;
+    if (acts.filter_stride == 1) {
+      for (Index p = 0; p < positions; ++p) __builtin_prefetch(map + p * acts.feature_stride, 0, 2);
+    } else if (acts.feature_stride == 1) {
+      for (int lane = 0; lane < num_filters; ++lane) {
+        for (Index p = 0; p < positions; p += kLine) __builtin_prefetch(map + lane * acts.filter_stride + p, 0, 2);
+      }
+    }
+  }
+};
+
+// A group of filters whose distances are wanted, and what products must know of them (cpu/map_distances.h).
+template <class Scalar, class Pack, class IsKnown>
+struct DistanceGroup {
+  FilterSource<Scalar, Pack> source;
+  IsKnown is_known;
+  Pack* triangle;
 };
 
 // Scratch of one group whose filters are read side by side.
@@ -120,29 +146,50 @@ HREL_HD void add_terms_of_tiles(Pack const* rows, Pack const* columns, Index pos
   }
 }
 
-// triangle += Term over all positions.
-template <class Term, class Scalar, class Pack>
-HREL_HD void add_positions_side_by_side(FilterSource<Scalar, Pack> const& source, Index const* order,
-                                        SideBySideScratch<Pack> const& s, Pack* triangle) {
-  Index const num_positions = source.acts.num_features, tiles = num_tiles(source.acts.num_samples);
-  for (Index first = 0; first < num_positions; first += kStagedPositions) {
-    Index const rest = num_positions - first;
-    Index const positions = rest < kStagedPositions ? rest : kStagedPositions, step = kTile * positions;
-    stage<Term::kCentred>(source, order, first, positions, s);
-    Index row = 0;
-    for (; row + 1 < tiles; row += 2) {
-      Pack const* const rows = s.staged + row * step;
-      for (Index column = 0; column <= row; ++column) {
-        Pack* const pair[] = {triangle + tile_offset(row, column), triangle + tile_offset(row + 1, column)};
-        add_terms_of_tiles<Term, 2>(rows, s.staged + column * step, positions, pair);
-      }
-      Pack* const last[] = {triangle + tile_offset(row + 1, row + 1)};
-      add_terms_of_tiles<Term, 1>(rows + step, rows + step, positions, last);
-    }
-    if (row == tiles) continue;
+// triangle += Term over the staged positions. Calls meanwhile(row) before every other row of tiles.
+template <class Term, class Pack, class Meanwhile>
+HREL_HD void add_staged_positions(Pack const* staged, Index tiles, Index positions, Meanwhile const& meanwhile,
+                                  Pack* triangle) {
+  Index const step = kTile * positions;
+  Index row = 0;
+  for (; row + 1 < tiles; row += 2) {
+    meanwhile(row);
+    Pack const* const rows = staged + row * step;
     for (Index column = 0; column <= row; ++column) {
-      Pack* const single[] = {triangle + tile_offset(row, column)};
-      add_terms_of_tiles<Term, 1>(s.staged + row * step, s.staged + column * step, positions, single);
+      Pack* const pair[] = {triangle + tile_offset(row, column), triangle + tile_offset(row + 1, column)};
+      add_terms_of_tiles<Term, 2>(rows, staged + column * step, positions, pair);
+    }
+    Pack* const last[] = {triangle + tile_offset(row + 1, row + 1)};
+    add_terms_of_tiles<Term, 1>(rows + step, rows + step, positions, last);
+  }
+  if (row == tiles) return;
+  for (Index column = 0; column <= row; ++column) {
+    Pack* const single[] = {triangle + tile_offset(row, column)};
+    add_terms_of_tiles<Term, 1>(staged + row * step, staged + column * step, positions, single);
+  }
+}
+
+// The triangle of every group += Term over all positions.
+template <class Term, class Scalar, class Pack, class IsKnown>
+HREL_HD void add_positions_side_by_side(DistanceGroup<Scalar, Pack, IsKnown> const* groups, int num_groups,
+                                        Index const* order, SideBySideScratch<Pack> const& s) {
+  ActivationView<Scalar> const& acts = groups[0].source.acts;
+  auto const positions_from = [&](Index first) __attribute__((always_inline)) {
+    Index const rest = acts.num_features - first;
+    return rest < kStagedPositions ? rest : kStagedPositions;
+  };
+  for (Index first = 0; first < acts.num_features; first += kStagedPositions) {
+    Index const positions = positions_from(first), next = first + positions;
+    for (int g = 0; g < num_groups; ++g) {
+      stage<Term::kCentred>(groups[g].source, order, first, positions, s);
+      // The next positions are fetched during these sums, of a few samples at a time; groups in turns share the lines.
+      bool const fetches = next < acts.num_features && (num_groups == 1 || g == num_groups - 1);
+      auto const fetch_next = [&](Index row) __attribute__((always_inline)) {
+        for (Index i = row * kTile; fetches && i < (row + 2) * kTile && i < acts.num_samples; ++i) {
+          groups[0].source.fetch(order[i], next, positions_from(next));
+        }
+      };
+      add_staged_positions<Term>(s.staged, num_tiles(acts.num_samples), positions, fetch_next, groups[g].triangle);
     }
   }
 }
@@ -179,20 +226,27 @@ HREL_HD Pack distances_of_products_side_by_side(Index num_samples, IsKnown const
 
 // One filter a lane throughout.
 template <class Scalar, class Pack, class IsKnown>
-HREL_HD void squared_distances_side_by_side(FilterSource<Scalar, Pack> source, Index const* order,
-                                            IsKnown const& is_known, SideBySideScratch<Pack> const& s, Pack* triangle) {
-  Index const n = source.acts.num_samples, elements = triangle_elements(n);
-  for (Index q = 0; q < elements; ++q) triangle[q] = Pack{};
-  if (std::is_same_v<typename Lanes<Pack>::Scalar, float> && source.acts.num_features >= kShortMap) {
-    add_positions_side_by_side<Product>(source, order, s, triangle);
-    Pack const unknown = distances_of_products_side_by_side(n, is_known, s, triangle);
+HREL_HD void squared_distances_side_by_side(DistanceGroup<Scalar, Pack, IsKnown> const* groups, int num_groups,
+                                            Index const* order, SideBySideScratch<Pack> const& s) {
+  ActivationView<Scalar> const& acts = groups[0].source.acts;
+  Index const n = acts.num_samples, elements = triangle_elements(n);
+  for (int g = 0; g < num_groups; ++g) {
+    for (Index q = 0; q < elements; ++q) groups[g].triangle[q] = Pack{};
+  }
+  if (!std::is_same_v<typename Lanes<Pack>::Scalar, float> || acts.num_features < kShortMap) {
+    return add_positions_side_by_side<SquaredDifference>(groups, num_groups, order, s);
+  }
+  add_positions_side_by_side<Product>(groups, num_groups, order, s);
+  for (int g = 0; g < num_groups; ++g) {
+    DistanceGroup<Scalar, Pack, IsKnown> group = groups[g];
+    Pack const unknown = distances_of_products_side_by_side(n, group.is_known.in_lanes(), s, group.triangle);
     bool all = true;
     for (int lane = 0; lane < Lanes<Pack>::kCount; ++lane) all = all && unknown[lane] == 0;
-    if (all) return;
-    for (Index q = 0; q < elements; ++q) triangle[q] = unknown == 0 ? triangle[q] : Pack{};
-    source.scale *= unknown;  // to the others nothing is added
+    if (all) continue;
+    for (Index q = 0; q < elements; ++q) group.triangle[q] = unknown == 0 ? group.triangle[q] : Pack{};
+    group.source.scale *= unknown;  // to the others nothing is added
+    add_positions_side_by_side<SquaredDifference>(&group, 1, order, s);
   }
-  add_positions_side_by_side<SquaredDifference>(source, order, s, triangle);
 }
 
 // Maps whose d2 go into their lanes together, in one pass over the triangle.
@@ -227,129 +281,55 @@ HREL_HD void put_into_lanes(MapScratch<Pack> const& s, int lane, int count, Inde
   }
 }
 
-// Scratch of one group, for maps of either length and in either layout.
+// Scratch of the groups in turns, for maps of either length and in either layout.
 template <class Pack>
 struct DistanceScratch {
-  using Value = typename Lanes<Pack>::Scalar;
-  static constexpr Index kLanes = Lanes<Pack>::kCount;
-
   template <class Scalar>
   DistanceScratch(Scratch& memory, ActivationView<Scalar> const& acts)
-      : maps(memory, acts.num_samples, num_maps(acts)),
+      : maps(memory, acts.num_samples, has_long_maps(acts) ? kMapsAtOnce<Pack> : 0),
         side_by_side(memory, acts.num_samples),
-        panels(memory.take<WidePack<Pack>>(reads_neighbours<Pack>(acts) ? kLanes * panel_size() : 0)),
-        centre(memory.take<Pack>(reads_neighbours<Pack>(acts) ? kBlockPositions : 0)) {}
-
-  template <class Scalar>
-  HREL_HD static Index num_maps(ActivationView<Scalar> const& acts) {
-    if (!has_long_maps(acts)) return 0;
-    return reads_neighbours<Pack>(acts) ? kLanes : Index{kMapsAtOnce<Pack>};
-  }
-  HREL_HD Index panel_size() const { return maps.packs * kBlockPositions; }
+        second(memory.take<Pack>(groups_in_turns(acts) > 1 ? triangle_elements(acts.num_samples) : 0)) {}
 
   MapScratch<Pack> maps;
   SideBySideScratch<Pack> side_by_side;
-  WidePack<Pack>* panels;  // [lanes, packs, kBlockPositions] of neighbours, one sample a lane
-  Pack* centre;            // [kBlockPositions] that positions of neighbours are relative to, one filter a lane
+  Pack* second;  // [N, N] for the triangle of a second group
 };
 
 // One filter after the other.
 template <class Scalar, class Pack, class IsKnown>
-HREL_HD void squared_distances_in_turn(FilterSource<Scalar, Pack> const& source, Index const* order,
-                                       IsKnown const& is_known, MapScratch<Pack> const& s, Pack* triangle) {
+HREL_HD void squared_distances_in_turn(DistanceGroup<Scalar, Pack, IsKnown> const& group, Index const* order,
+                                       MapScratch<Pack> const& s) {
   constexpr int kMaps = kMapsAtOnce<Pack>;
+  FilterSource<Scalar, Pack> const& source = group.source;
   for (int first = 0; first < source.num_filters; first += kMaps) {
     int const count = source.num_filters - first < kMaps ? source.num_filters - first : kMaps;
     for (int k = 0; k < count; ++k) {
       int const lane = first + k;
       squared_distances_of_map<Pack>(map_of_filter(source.acts, source.first_filter + lane), order, 0,
-                                     source.acts.num_features, source.scale[lane], is_known.in_lane(lane), s.of_map(k));
+                                     source.acts.num_features, source.scale[lane], group.is_known.in_lane(lane),
+                                     s.of_map(k));
     }
-    put_into_lanes(s, first, count, source.acts.num_samples, triangle);
+    put_into_lanes(s, first, count, source.acts.num_samples, group.triangle);
   }
 }
 
-// s.panels = positions first .. first + positions - 1 of filters that lie side by side in memory (channels_last), as
-// pack_positions packs those of one filter: a line of memory holds one position of all of them.
-template <class Scalar, class Pack>
-HREL_HD void pack_neighbours(FilterSource<Scalar, Pack> const& source, Index const* order, Index first, Index positions,
-                             DistanceScratch<Pack> const& s) {
-  using Value = typename Lanes<Pack>::Scalar;
-  constexpr Index kLanes = Lanes<Pack>::kCount, kAhead = 8;  // positions, whose lines the processor does not foresee
-  constexpr Index kParts = Lanes<WidePack<Pack>>::kCount / kLanes;
-  ActivationView<Scalar> const& acts = source.acts;
-  for (Index part = 0; part < s.maps.packs * kParts; ++part) {
-    Index sample[kLanes];
-    for (Index k = 0; k < kLanes; ++k) sample[k] = order[part * kLanes + k < acts.num_samples ? part * kLanes + k : 0];
-    for (Index p = 0; p < positions; ++p) {
-      Index const ahead = first + (p + kAhead < positions ? p + kAhead : p);
-      Pack values[kLanes];  // [sample] one filter a lane, then [filter] one sample a lane
-#pragma GCC unroll 16
-      for (Index k = 0; k < kLanes; ++k) {
-        __builtin_prefetch(acts.map(sample[k], source.first_filter) + ahead * acts.feature_stride, 0, 2);
-        source.copy(sample[k], first + p, 1, values + k, 1);
-      }
-      if (part == 0) s.centre[p] = ((values[0] + values[1]) + (values[2] + values[3])) * Value(0.25);
-#pragma GCC unroll 16
-      for (Index k = 0; k < kLanes; ++k) values[k] -= s.centre[p];
-      transpose(values);
-      Index const place = part / kParts * kBlockPositions + p;
-      for (int lane = 0; lane < source.num_filters; ++lane) {
-        reinterpret_cast<Pack*>(s.panels + lane * s.panel_size() + place)[part % kParts] = values[lane];
-      }
-    }
-  }
-}
-
-// One filter after the other, of filters that lie side by side in memory: some positions of all of them are read
-// together.
+// The triangle of every group = d2, of one group or of several in turns; the diagonal is 0, or NaN where a value is NaN
+// or infinite.
 template <class Scalar, class Pack, class IsKnown>
-HREL_HD void squared_distances_of_neighbours(FilterSource<Scalar, Pack> const& source, Index const* order,
-                                             IsKnown const& is_known, DistanceScratch<Pack> const& s, Pack* triangle) {
-  ActivationView<Scalar> const& acts = source.acts;
-  Index const num_positions = acts.num_features;
-  for (int lane = 0; lane < source.num_filters; ++lane) clear_squares(s.maps.of_map(lane));
-  for (Index first = 0; first < num_positions; first += kBlockPositions) {
-    Index const rest = num_positions - first, positions = rest < kBlockPositions ? rest : kBlockPositions;
-    pack_neighbours(source, order, first, positions, s);
-    for (int lane = 0; lane < source.num_filters; ++lane) {
-      for (Index i = 0; i < s.maps.num_rows; i += kBlockRows) {
-        add_rows<Product>(s.panels + lane * s.panel_size(), i, positions, s.maps.of_map(lane));
-      }
-    }
-  }
-  for (int lane = 0; lane < source.num_filters; ++lane) {
-    MapScratch<Pack> const own = s.maps.of_map(lane);
-    if (distances_of_products(is_known.in_lane(lane), own)) continue;
-    clear_squares(own);
-    add_positions<SquaredDifference>(map_of_filter(acts, source.first_filter + lane), order, 0, num_positions,
-                                     source.scale[lane], own);
-  }
-  for (int lane = 0; lane < source.num_filters; lane += kMapsAtOnce<Pack>) {
-    int const rest = source.num_filters - lane;
-    put_into_lanes(s.maps.of_map(lane), lane, rest < kMapsAtOnce<Pack> ? rest : kMapsAtOnce<Pack>, acts.num_samples,
-                   triangle);
-  }
-}
-
-// triangle = d2; the diagonal is 0, or NaN where a value is NaN or infinite. is_known says what products know well
-// enough, see cpu/map_distances.h.
-template <class Scalar, class Pack, class IsKnown>
-HREL_HD void squared_distances(FilterSource<Scalar, Pack> const& source, Index const* order, IsKnown const& is_known,
-                               DistanceScratch<Pack> const& s, Pack* triangle) {
-  ActivationView<Scalar> const& acts = source.acts;
-  if (!has_long_maps(acts)) {
-    squared_distances_side_by_side(source, order, is_known.in_lanes(), s.side_by_side, triangle);
-  } else if (acts.feature_stride == 1) {
-    squared_distances_in_turn(source, order, is_known, s.maps, triangle);
-  } else if constexpr (std::is_same_v<typename Lanes<Pack>::Scalar, float>) {
-    squared_distances_of_neighbours(source, order, is_known, s, triangle);
+HREL_HD void squared_distances(DistanceGroup<Scalar, Pack, IsKnown> const* groups, int num_groups, Index const* order,
+                               DistanceScratch<Pack> const& s) {
+  ActivationView<Scalar> const& acts = groups[0].source.acts;
+  if (has_long_maps(acts)) {
+    for (int g = 0; g < num_groups; ++g) squared_distances_in_turn(groups[g], order, s.maps);
   } else {
-    squared_distances_side_by_side(source, order, is_known.in_lanes(), s.side_by_side, triangle);
+    squared_distances_side_by_side(groups, num_groups, order, s.side_by_side);
   }
   // Lanes past the last filter repeat the first.
-  for (Index q = 0; q < triangle_elements(acts.num_samples); ++q) {
-    for (int lane = source.num_filters; lane < Lanes<Pack>::kCount; ++lane) triangle[q][lane] = triangle[q][0];
+  for (int g = 0; g < num_groups; ++g) {
+    for (Index q = 0; q < triangle_elements(acts.num_samples); ++q) {
+      Pack& element = groups[g].triangle[q];
+      for (int lane = groups[g].source.num_filters; lane < Lanes<Pack>::kCount; ++lane) element[lane] = element[0];
+    }
   }
 }
 

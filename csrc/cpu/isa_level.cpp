@@ -22,12 +22,27 @@ struct NativePack<double> {
   using Type = DoublePack;
 };
 
-// Groups of at most one member a lane. The fewest that do, as a group takes its time however few its members are; but
-// long maps are read one after the other, so there all threads get their share of them.
+// How the maps of a problem are read.
+struct Reading {
+  bool in_turn = false;     // one filter after the other
+  int groups_in_turns = 1;  // so many groups of filters together
+};
+
+template <class Scalar>
+Reading reading_of(ActivationView<Scalar> const& acts) {
+  return {has_long_maps(acts), groups_in_turns(acts)};
+}
+
+// Of groups of at most one member a lane. The fewest that do, as a group takes its time however few its members are;
+// but where maps are read one after the other, all threads get their share of them. Groups in turns, if every thread
+// has some, are one task.
 template <class Pack>
-Index num_groups(Index count, bool members_take_turns, Index num_threads) {
-  Index const width = Lanes<Pack>::kCount * (members_take_turns ? num_threads : 1);
-  Index const groups = (count + width - 1) / width * (width / Lanes<Pack>::kCount);
+Index num_tasks(Index count, Reading const& reading, Index num_threads) {
+  constexpr Index kLanes = Lanes<Pack>::kCount;
+  Index const together = kLanes * reading.groups_in_turns;
+  if (together > kLanes && count >= together * num_threads) return (count + together - 1) / together;
+  Index const width = kLanes * (reading.in_turn ? num_threads : 1);
+  Index const groups = (count + width - 1) / width * (width / kLanes);
   return groups < count ? groups : count;
 }
 
@@ -36,9 +51,9 @@ struct Members {
   int count;
 };
 
-Members members_of(Index group, Index num_groups, Index count) {
-  Index const first = group * count / num_groups;
-  return {first, static_cast<int>((group + 1) * count / num_groups - first)};
+Members members_of(Index task, Index num_tasks, Index count) {
+  Index const first = task * count / num_tasks;
+  return {first, static_cast<int>((task + 1) * count / num_tasks - first)};
 }
 
 template <class Scalar>
@@ -49,11 +64,11 @@ struct Relevance {
 
   static Index count(Problem const& problem) { return problem.acts.num_filters; }
   static ActivationView<Scalar> const& operand(Problem const& problem) { return problem.acts; }
-  static bool members_take_turns(Problem const& problem) { return has_long_maps(problem.acts); }
+  static Reading reading(Problem const& problem) { return reading_of(problem.acts); }
 
   template <class Pack>
   static void run(Problem const& problem, Index first, int members, Scratch memory, bool* doubtful) {
-    relevance_of_group<Pack>(problem, first, members, memory, doubtful);
+    relevance_of_groups<Pack>(problem, first, members, memory, doubtful);
   }
 };
 
@@ -65,11 +80,13 @@ struct Permutations {
 
   static Index count(Problem const& problem) { return problem.acts.num_filters; }
   static ActivationView<Scalar> const& operand(Problem const& problem) { return problem.acts; }
-  static bool members_take_turns(Problem const&) { return false; }  // the distances are little of the work
+  static Reading reading(Problem const& problem) {
+    return {false, groups_in_turns(problem.acts)};  // the distances are little of the work
+  }
 
   template <class Pack>
   static void run(Problem const& problem, Index first, int members, Scratch memory, bool* doubtful) {
-    permutations_of_group<Pack>(problem, first, members, memory, doubtful);
+    permutations_of_groups<Pack>(problem, first, members, memory, doubtful);
   }
 };
 
@@ -81,7 +98,7 @@ struct MatrixEntropy {
 
   static Index count(Problem const& problem) { return problem.gram.num_matrices; }
   static Index operand(Problem const& problem) { return problem.gram.size; }
-  static bool members_take_turns(Problem const&) { return false; }
+  static Reading reading(Problem const&) { return {}; }
 
   template <class Pack>
   static void run(Problem const& problem, Index first, int members, Scratch memory, bool* doubtful) {
@@ -99,9 +116,9 @@ struct Entropies {
 
   static Index num_tasks(Problem const& problem, Index num_threads) {
     Index const count = Group::count(problem);
-    bool const in_turn = Group::members_take_turns(problem);
-    return takes_eigenvalues(problem) ? num_groups<DoublePack>(count, in_turn, num_threads)
-                                      : num_groups<Native>(count, in_turn, num_threads);
+    Reading const reading = Group::reading(problem);
+    return takes_eigenvalues(problem) ? HREL_LEVEL::num_tasks<DoublePack>(count, reading, num_threads)
+                                      : HREL_LEVEL::num_tasks<Native>(count, reading, num_threads);
   }
 
   template <class Pack>
@@ -118,7 +135,7 @@ struct Entropies {
 
   template <class Pack>
   static void run_group(Problem const& problem, Members members, std::byte* scratch) {
-    bool doubtful[Lanes<Pack>::kCount] = {};
+    bool doubtful[Lanes<Pack>::kCount * kGroupsInTurns] = {};
     Group::template run<Pack>(problem, members.first, members.count, Scratch{scratch}, doubtful);
     for (int lane = 0; lane < members.count; ++lane) {
       if (!doubtful[lane]) continue;
@@ -147,21 +164,18 @@ struct FilterAlignment {
   using Problem = AlignmentProblem<Scalar>;
 
   static Index num_tasks(Problem const& problem, Index num_threads) {
-    return num_groups<Pack>(problem.acts.num_filters, has_long_maps(problem.acts), num_threads);
+    return HREL_LEVEL::num_tasks<Pack>(problem.acts.num_filters, reading_of(problem.acts), num_threads);
   }
 
   static Index scratch_bytes(Problem const& problem) {
-    Index const n = problem.acts.num_samples;
     Scratch memory{nullptr};
-    memory.take<Pack>(triangle_elements(n));
-    DistanceScratch<Pack>(memory, problem.acts);
-    AlignmentScratch<Scalar>{memory};
+    FilterAlignmentScratch<Pack>(memory, problem.acts);
     return memory.used;
   }
 
   static void run(Problem const& problem, Index task, Index num_tasks, std::byte* scratch) {
     Members const members = members_of(task, num_tasks, problem.acts.num_filters);
-    alignment_of_group<Pack>(problem, members.first, members.count, Scratch{scratch});
+    alignment_of_groups<Pack>(problem, members.first, members.count, Scratch{scratch});
   }
 
   static constexpr Kernel<Problem> kKernel{num_tasks, scratch_bytes, run};

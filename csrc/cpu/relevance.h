@@ -14,7 +14,7 @@
 
 namespace hrel::cpu::HREL_LEVEL {
 
-// Scratch of one group.
+// Scratch of the groups in turns (cpu/gram.h).
 template <class Pack>
 struct RelevanceScratch : EntropyScratch<Pack> {
   template <class Scalar>
@@ -25,6 +25,13 @@ struct RelevanceScratch : EntropyScratch<Pack> {
 
   Pack* block;  // [N, N] of one class, or of A o B
   DistanceScratch<Pack> distances;
+
+  // With the triangle of group g in turns.
+  HREL_HD RelevanceScratch of_group(int g) const {
+    RelevanceScratch own = *this;
+    if (g > 0) own.triangle = distances.second;
+    return own;
+  }
 };
 
 // triangle = A - 11'/N = -(1 - exp(-d2 / sigma^2)) / N, padding 0. Returns 0, or NaN for a lane with a value not
@@ -45,10 +52,16 @@ HREL_HD Pack centred_gaussian(Pack* triangle, Index n, Pack inverse_sigma) {
   return not_finite;
 }
 
-// s.triangle = A - 11'/N of the filters first_filter .. first_filter + num_filters - 1; returns as centred_gaussian.
-template <class Pack, class Scalar>
-HREL_HD Pack centred_gaussian_of_group(ActivationView<Scalar> const& acts, Index const* order, Scalar const* sigma,
-                                       Index first_filter, int num_filters, RelevanceScratch<Pack> const& s) {
+// A group of filters whose relevance is wanted.
+template <class Scalar, class Pack>
+struct RelevanceGroup {
+  DistanceGroup<Scalar, Pack, KernelsKnown<Pack>> distances;
+  Pack inverse_sigma;  // of the maps as they are scaled
+};
+
+template <class Scalar, class Pack>
+HREL_HD RelevanceGroup<Scalar, Pack> relevance_group(ActivationView<Scalar> const& acts, Scalar const* sigma,
+                                                     Index first_filter, int num_filters, Pack* triangle) {
   using Value = typename Lanes<Pack>::Scalar;
   Pack scale, inverse_sigma;
   for (int lane = 0; lane < Lanes<Pack>::kCount; ++lane) {
@@ -58,9 +71,31 @@ HREL_HD Pack centred_gaussian_of_group(ActivationView<Scalar> const& acts, Index
     scale[lane] = static_cast<Value>(power);
     inverse_sigma[lane] = static_cast<Value>(1 / (width * power));
   }
-  squared_distances(FilterSource<Scalar, Pack>{acts, first_filter, num_filters, scale}, order,
-                    KernelsKnown<Pack>{1 / (inverse_sigma * inverse_sigma)}, s.distances, s.triangle);
-  return centred_gaussian(s.triangle, acts.num_samples, inverse_sigma);
+  return {{{acts, first_filter, num_filters, scale}, {1 / (inverse_sigma * inverse_sigma)}, triangle}, inverse_sigma};
+}
+
+// Calls visit(first, count, scratch, not_finite, lane) for every group of the filters first_filter .. first_filter +
+// num_filters - 1, with A - 11'/N of its filters in the triangle of its scratch, not_finite as of centred_gaussian, and
+// lane where it stands among all of them.
+template <class Pack, class Scalar, class Visit>
+HREL_HD void for_each_group(ActivationView<Scalar> const& acts, Index const* order, Scalar const* sigma,
+                            Index first_filter, int num_filters, RelevanceScratch<Pack> const& s, Visit const& visit) {
+  constexpr int kLanes = Lanes<Pack>::kCount;
+  DistanceGroup<Scalar, Pack, KernelsKnown<Pack>> groups[kGroupsInTurns] = {};
+  Pack inverse_sigma[kGroupsInTurns];
+  int const num_groups = (num_filters + kLanes - 1) / kLanes;
+  auto const size = [&](int g) { return num_filters - g * kLanes < kLanes ? num_filters - g * kLanes : kLanes; };
+  for (int g = 0; g < num_groups; ++g) {
+    auto const group = relevance_group(acts, sigma, first_filter + g * kLanes, size(g), s.of_group(g).triangle);
+    groups[g] = group.distances;
+    inverse_sigma[g] = group.inverse_sigma;
+  }
+  squared_distances(groups, num_groups, order, s.distances);
+  for (int g = 0; g < num_groups; ++g) {
+    RelevanceScratch<Pack> const own = s.of_group(g);
+    Pack const not_finite = centred_gaussian(own.triangle, acts.num_samples, inverse_sigma[g]);
+    visit(first_filter + g * kLanes, size(g), own, not_finite, g * kLanes);
+  }
 }
 
 // tr (A o B)^2 from the centred triangle.
@@ -141,40 +176,43 @@ HREL_HD void joint_entropies(EntropyOrder const& order, LabelView<Scalar> const&
   entropies_of_bands(order, s, lanes, bits, doubtful);
 }
 
-// Filters first_filter .. first_filter + num_filters - 1, at most one a lane; true for those left to the eigenvalue
-// route.
+// Filters first_filter .. first_filter + num_filters - 1, at most one a lane of the groups in turns; true for those
+// left to the eigenvalue route.
 template <class Pack, class Scalar>
-HREL_HD void relevance_of_group(RelevanceProblem<Scalar> const& problem, Index first_filter, int num_filters,
-                                Scratch memory, bool* doubtful) {
-  constexpr int kLanes = Lanes<Pack>::kCount;
+HREL_HD void relevance_of_groups(RelevanceProblem<Scalar> const& problem, Index first_filter, int num_filters,
+                                 Scratch memory, bool* doubtful) {
   EntropyOrder const& order = problem.order;
-  RelevanceScratch<Pack> const s(memory, problem.acts);
-  Pack const not_finite =
-      centred_gaussian_of_group(problem.acts, problem.labels.order, problem.sigma, first_filter, num_filters, s);
-  double joint[kLanes], own[kLanes];
-  joint_entropies(order, problem.labels, SortedSamples{}, s, num_filters, joint, doubtful);
-  entropies_of_triangle(order, s, splat<Pack>(1), num_filters, own, doubtful);
-  for (int lane = 0; lane < num_filters; ++lane) {
-    problem.entropy[first_filter + lane] = static_cast<Scalar>(own[lane] + not_finite[lane]);
-    problem.joint_entropy[first_filter + lane] = static_cast<Scalar>(joint[lane] + not_finite[lane]);
-  }
+  auto const visit = [&](Index first, int count, RelevanceScratch<Pack> const& s, Pack not_finite, int place)
+                         __attribute__((always_inline)) {
+                           double joint[Lanes<Pack>::kCount], own[Lanes<Pack>::kCount];
+                           joint_entropies(order, problem.labels, SortedSamples{}, s, count, joint, doubtful + place);
+                           entropies_of_triangle(order, s, splat<Pack>(1), count, own, doubtful + place);
+                           for (int lane = 0; lane < count; ++lane) {
+                             problem.entropy[first + lane] = static_cast<Scalar>(own[lane] + not_finite[lane]);
+                             problem.joint_entropy[first + lane] = static_cast<Scalar>(joint[lane] + not_finite[lane]);
+                           }
+                         };
+  for_each_group(problem.acts, problem.labels.order, problem.sigma, first_filter, num_filters,
+                 RelevanceScratch<Pack>(memory, problem.acts), visit);
 }
 
 // The same filters for permuted labels: one Gram matrix each, of which every permutation takes its class blocks. A
 // filter that is doubtful for one permutation is for all of them.
 template <class Pack, class Scalar>
-HREL_HD void permutations_of_group(PermutationProblem<Scalar> const& problem, Index first_filter, int num_filters,
-                                   Scratch memory, bool* doubtful) {
+HREL_HD void permutations_of_groups(PermutationProblem<Scalar> const& problem, Index first_filter, int num_filters,
+                                    Scratch memory, bool* doubtful) {
   Index const n = problem.acts.num_samples;
-  RelevanceScratch<Pack> const s(memory, problem.acts);
-  Pack const not_finite =
-      centred_gaussian_of_group(problem.acts, problem.labels.order, problem.sigma, first_filter, num_filters, s);
-  for (Index r = 0; r < problem.num_permutations; ++r) {
-    double joint[Lanes<Pack>::kCount];
-    joint_entropies(problem.order, problem.labels, problem.permutations + r * n, s, num_filters, joint, doubtful);
-    Scalar* const row = problem.joint_entropy + r * problem.acts.num_filters + first_filter;
-    for (int lane = 0; lane < num_filters; ++lane) row[lane] = static_cast<Scalar>(joint[lane] + not_finite[lane]);
-  }
+  auto const visit = [&](Index first, int count, RelevanceScratch<Pack> const& s, Pack not_finite,
+                         int place) __attribute__((always_inline)) {
+    for (Index r = 0; r < problem.num_permutations; ++r) {
+      double joint[Lanes<Pack>::kCount];
+      joint_entropies(problem.order, problem.labels, problem.permutations + r * n, s, count, joint, doubtful + place);
+      Scalar* const row = problem.joint_entropy + r * problem.acts.num_filters + first;
+      for (int lane = 0; lane < count; ++lane) row[lane] = static_cast<Scalar>(joint[lane] + not_finite[lane]);
+    }
+  };
+  for_each_group(problem.acts, problem.labels.order, problem.sigma, first_filter, num_filters,
+                 RelevanceScratch<Pack>(memory, problem.acts), visit);
 }
 
 }  // namespace hrel::cpu::HREL_LEVEL

@@ -34,20 +34,14 @@ double median(std::vector<double> values) {
 enum Stage { kDistances, kExp, kJoint, kReduction, kTrace, kStages };
 constexpr char const* kStageNames[kStages] = {"distances", "exp", "joint", "reduction", "trace"};
 
-// relevance_of_group with a look at the clock between its steps.
+// relevance_of_groups with a look at the clock between its steps.
 void add_stages_of_group(RelevanceProblem<float> const& problem, Index first_filter, int num_filters, Scratch memory,
                          double* seconds) {
   constexpr int kLanes = Lanes<FloatPack>::kCount;
   Index const n = problem.acts.num_samples;
   RelevanceScratch<FloatPack> const s(memory, problem.acts);
-  FloatPack scale, inverse_sigma;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    double const sigma = problem.sigma[first_filter + (lane < num_filters ? lane : 0)];
-    double const power = power_of_two_scale<FloatPack>(sigma);
-    scale[lane] = static_cast<float>(power);
-    inverse_sigma[lane] = static_cast<float>(1 / (sigma * power));
-  }
-  FilterSource<float, FloatPack> const source{problem.acts, first_filter, num_filters, scale};
+  RelevanceGroup<float, FloatPack> const group =
+      relevance_group(problem.acts, problem.sigma, first_filter, num_filters, s.triangle);
   double joint[kLanes], own[kLanes];
   bool doubtful[kLanes] = {};
 
@@ -56,10 +50,9 @@ void add_stages_of_group(RelevanceProblem<float> const& problem, Index first_fil
     seconds[stage] += seconds_since(start);
     start = Clock::now();
   };
-  squared_distances(source, problem.labels.order, KernelsKnown<FloatPack>{1 / (inverse_sigma * inverse_sigma)},
-                    s.distances, s.triangle);
+  squared_distances(&group.distances, 1, problem.labels.order, s.distances);
   end(kDistances);
-  centred_gaussian(s.triangle, n, inverse_sigma);
+  centred_gaussian(s.triangle, n, group.inverse_sigma);
   end(kExp);
   reduce_class_blocks(problem.labels, s);
   end(kJoint);
