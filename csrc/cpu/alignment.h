@@ -228,7 +228,8 @@ HREL_HD void alignment_of_kernels(LabelView<Scalar> const& labels, Index n, Scal
                                   int count, double const* mean_distance, MakeSource const& source,
                                   AlignmentScratch<typename Lanes<Pack>::Scalar> const& s, Scalar* alignment) {
   using Value = typename Lanes<Pack>::Scalar;
-  constexpr int kLanes = Lanes<Pack>::kCount;
+  using Wide = WidePack<Pack>;  // one width a lane
+  constexpr int kLanes = Lanes<Wide>::kCount;
   constexpr int kKernels = decltype(source(static_cast<Value const*>(nullptr)))::kKernels;
   double const label_squares = sum_of_squares(labels, n);
   // A run of widths that are not too far apart to share the bins: all of them, but for unusual searches.
@@ -250,13 +251,13 @@ HREL_HD void alignment_of_kernels(LabelView<Scalar> const& labels, Index n, Scal
     fill_bins<Value>(labels, n, source(inverse_width), s);
     Index const held = gather_bins<kKernels>(s);
     for (Index m = first; m < end; m += kLanes) {
-      Pack inverse_square{}, products[kKernels] = {}, squares[kKernels] = {};
+      Wide inverse_square{}, products[kKernels] = {}, squares[kKernels] = {};
       for (int lane = 0; lane < kLanes; ++lane) {
         double const ratio = narrowest / multiples[m + lane < end ? m + lane : m];
         inverse_square[lane] = static_cast<Value>(ratio * ratio);
       }
       for (Index b = 0; b < held; ++b) {
-        Pack const kernel = 1 - one_minus_exp(inverse_square * s.centres[b]), twice = inverse_square + inverse_square;
+        Wide const kernel = 1 - one_minus_exp(inverse_square * s.centres[b]), twice = inverse_square + inverse_square;
 #pragma GCC unroll 8
         for (int k = 0; k < kKernels; ++k) {
           products[k] += kernel * series(s.labelled[b * kKernels + k], inverse_square);
@@ -266,7 +267,7 @@ HREL_HD void alignment_of_kernels(LabelView<Scalar> const& labels, Index n, Scal
       for (int k = 0; k < count; ++k) {
         for (int lane = 0; lane < kLanes && m + lane < end; ++lane) {
           double const product = products[k][lane], square = squares[k][lane];
-          double const bits = 2 * std::log2(product / std::sqrt(square * label_squares));
+          double const bits = std::log2(product * product / (square * label_squares));
           alignment[k * num_widths + m + lane] =
               static_cast<Scalar>(std::isfinite(mean_distance[k]) ? bits : std::numeric_limits<double>::quiet_NaN());
         }
