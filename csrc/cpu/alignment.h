@@ -347,7 +347,7 @@ HREL_HD void alignment_of_groups(AlignmentProblem<Scalar> const& problem, Index 
     int const rest = num_filters - g * kLanes;
     groups[g] = {{problem.acts, first_filter + g * kLanes, rest < kLanes ? rest : kLanes, splat<Pack>(1)},
                  {},
-                 g == 0 ? s.triangle : s.distances.second};
+                 s.distances.triangle_of(g, s.triangle, problem.acts.num_samples)};
   }
   squared_distances(groups, num_groups, problem.labels.order, s.distances);
   for (int g = 0; g < num_groups; ++g) {

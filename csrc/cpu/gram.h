@@ -25,9 +25,9 @@ HREL_HD bool has_long_maps(ActivationView<Scalar> const& acts) {
   return acts.num_features >= kLongMap && acts.feature_stride == 1;
 }
 
-// A line of memory holds one position of more filters than a group has where these lie side by side. Two groups take
-// turns then, some positions at a time: the second one finds the lines in the cache.
-inline constexpr int kGroupsInTurns = 2;
+// A line of memory holds one position of more filters than a group has where these lie side by side, and lines come in
+// pairs. Groups take turns then, some positions at a time: the others find in the cache what the first one reads.
+inline constexpr int kGroupsInTurns = 4;
 
 template <class Scalar>
 HREL_HD int groups_in_turns(ActivationView<Scalar> const& acts) {
@@ -288,11 +288,15 @@ struct DistanceScratch {
   DistanceScratch(Scratch& memory, ActivationView<Scalar> const& acts)
       : maps(memory, acts.num_samples, has_long_maps(acts) ? kMapsAtOnce<Pack> : 0),
         side_by_side(memory, acts.num_samples),
-        second(memory.take<Pack>(groups_in_turns(acts) > 1 ? triangle_elements(acts.num_samples) : 0)) {}
+        others(memory.take<Pack>((groups_in_turns(acts) - 1) * triangle_elements(acts.num_samples))) {}
 
   MapScratch<Pack> maps;
   SideBySideScratch<Pack> side_by_side;
-  Pack* second;  // [N, N] for the triangle of a second group
+  Pack* others;  // [groups in turns - 1, N, N] for the triangles of all groups but the first
+
+  HREL_HD Pack* triangle_of(int g, Pack* first, Index num_samples) const {
+    return g == 0 ? first : others + (g - 1) * triangle_elements(num_samples);
+  }
 };
 
 // One filter after the other.

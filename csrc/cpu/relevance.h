@@ -29,7 +29,7 @@ struct RelevanceScratch : EntropyScratch<Pack> {
   // With the triangle of group g in turns.
   HREL_HD RelevanceScratch of_group(int g) const {
     RelevanceScratch own = *this;
-    if (g > 0) own.triangle = distances.second;
+    own.triangle = distances.triangle_of(g, this->triangle, this->bands.size);
     return own;
   }
 };

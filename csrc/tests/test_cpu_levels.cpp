@@ -76,7 +76,7 @@ void maps_of_any_length_agree_with_scalar_float64_and_with_any_layout(cpu::Level
 void a_filter_alone_and_among_others_gives_the_same_bits(cpu::Level const& level) {
   for (Index features : {5, 40, 300}) {
     for (Data data : {Data::kGauss, Data::kRectified}) {
-      Index const n = 33, filters = 19;
+      Index const n = 33, filters = 43;
       Layer<float> layer(n, filters, features, 4, data, 21);
       for (Index f = 0; f < filters; f += 3) {  // two near samples, far from the rest
         for (Index i : {4, 9}) {
