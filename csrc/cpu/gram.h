@@ -25,13 +25,14 @@ HREL_HD bool has_long_maps(ActivationView<Scalar> const& acts) {
   return acts.num_features >= kLongMap && acts.feature_stride == 1;
 }
 
-// A line of memory holds one position of more filters than a group has where these lie side by side, and lines come in
-// pairs. Groups take turns then, some positions at a time: the others find in the cache what the first one reads.
-inline constexpr int kGroupsInTurns = 4;
+// A line of memory holds one position of more filters than a group has where these lie side by side. Of long maps two
+// groups take turns then, some positions at a time: the second one finds in the cache what the first one reads. Four
+// would find still more, and their triangles would drive each other from it.
+inline constexpr int kGroupsInTurns = 2;
 
 template <class Scalar>
 HREL_HD int groups_in_turns(ActivationView<Scalar> const& acts) {
-  return acts.filter_stride == 1 && acts.num_features > kStagedPositions ? kGroupsInTurns : 1;
+  return acts.filter_stride == 1 && acts.num_features >= kLongMap ? kGroupsInTurns : 1;
 }
 
 // One filter a lane, of filters first_filter .. first_filter + num_filters - 1; lanes past them hold any other.

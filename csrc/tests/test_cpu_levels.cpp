@@ -124,8 +124,8 @@ void short_maps_reserve_no_scratch_for_long_ones(cpu::Level const& level) {
   };
   CHECK(bytes(255, 255, 1) < bytes(256, 256, 1));
   CHECK(bytes(255, 255, 1) == bytes(2, 2, 1));
-  CHECK(bytes(32, 1, 9) < bytes(33, 1, 9));
-  CHECK(bytes(33, 1, 9) == bytes(1000, 1, 9));
+  CHECK(bytes(255, 1, 9) < bytes(256, 1, 9));
+  CHECK(bytes(256, 1, 9) == bytes(1000, 1, 9));
 }
 
 template <class Scalar>
