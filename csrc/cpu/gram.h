@@ -184,7 +184,7 @@ HREL_HD void add_positions_side_by_side(DistanceGroup<Scalar, Pack, IsKnown> con
     for (int g = 0; g < num_groups; ++g) {
       stage<Term::kCentred>(groups[g].source, order, first, positions, s);
       // The next positions are fetched during these sums, of a few samples at a time; groups in turns share the lines.
-      bool const fetches = next < acts.num_features && (num_groups == 1 || g == num_groups - 1);
+      bool const fetches = next < acts.num_features && g == num_groups - 1;
       auto const fetch_next = [&](Index row) __attribute__((always_inline)) {
         for (Index i = row * kTile; fetches && i < (row + 2) * kTile && i < acts.num_samples; ++i) {
           groups[0].source.fetch(order[i], next, positions_from(next));

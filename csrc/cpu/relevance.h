@@ -74,9 +74,9 @@ HREL_HD RelevanceGroup<Scalar, Pack> relevance_group(ActivationView<Scalar> cons
   return {{{acts, first_filter, num_filters, scale}, {1 / (inverse_sigma * inverse_sigma)}, triangle}, inverse_sigma};
 }
 
-// Calls visit(first, count, scratch, not_finite, lane) for every group of the filters first_filter .. first_filter +
+// Calls visit(first, count, scratch, not_finite, place) for every group of the filters first_filter .. first_filter +
 // num_filters - 1, with A - 11'/N of its filters in the triangle of its scratch, not_finite as of centred_gaussian, and
-// lane where it stands among all of them.
+// place where its first filter stands among all of them.
 template <class Pack, class Scalar, class Visit>
 HREL_HD void for_each_group(ActivationView<Scalar> const& acts, Index const* order, Scalar const* sigma,
                             Index first_filter, int num_filters, RelevanceScratch<Pack> const& s, Visit const& visit) {
