@@ -443,7 +443,7 @@ def _mean(
 
 
 def _ties(tasks: list[_Task], objective: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Positions of the candidates that are as good as the best one."""
+    """Positions of the candidates that are as good as the best one: rounding tells no two apart."""
     resolution = 2 * RESOLUTION_BITS[tasks[0].exponents.dtype]  # a relevance is a difference of two entropies
     return np.flatnonzero(objective >= objective.max() - resolution)
 
@@ -458,7 +458,8 @@ def _forward(
     for left in groups:
         while len(left) and len(taken) < keep:
             objective = _mean(tasks, sums, left) if taken else alone[left]
-            best = max(_ties(tasks, objective), key=lambda position: (alone[left[position]], -left[position]))
+            ties = _ties(tasks, objective)
+            best = ties[_ties(tasks, alone[left[ties]])[0]]  # left is in order, so that the lowest filter comes first
             taken.append(int(left[best]))
             reached.append(float(objective[best]))
             sums = [t.plus(task.exponents[taken[-1]]) for task, t in zip(tasks, sums, strict=True)]
@@ -476,7 +477,8 @@ def _backward(
     for left in groups:
         while len(left) and len(removed) < len(alone) - keep:
             objective = _mean(tasks, sums, left, without=True)
-            worst = min(_ties(tasks, objective), key=lambda position: (alone[left[position]], -left[position]))
+            ties = _ties(tasks, objective)
+            worst = ties[_ties(tasks, -alone[left[ties]])[-1]]
             removed.append(int(left[worst]))
             reached.append(float(objective[worst]))
             sums = [t.plus(-task.exponents[removed[-1]]) for task, t in zip(tasks, sums, strict=True)]
