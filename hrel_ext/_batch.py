@@ -69,6 +69,8 @@ def sort_by_class(labels: Tensor) -> Classes:
         raise TypeError(f"labels must have an integer dtype, got {labels.dtype}")
     if labels.dim() != 1:
         raise ValueError(f"labels must have shape (N,), got {tuple(labels.shape)}")
+    if len(labels) == 0:
+        raise ValueError("labels must hold at least one sample (N >= 1), got shape (0,)")
     labels = labels.long()
     return Classes(labels, *_ops.sort_by_class(labels))
 

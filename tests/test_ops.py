@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrel_ext import _ops, _rational, testing
-from hrel_ext._batch import prepare
+from hrel_ext._batch import prepare, sort_by_class
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -45,6 +45,11 @@ def test_classes_are_those_of_a_stable_sort(values, step):
     starts = [in_order.index(value) for value in sorted(set(values))]
     assert class_offsets.tolist() == starts + [len(values)] * (len(values) + 1 - len(starts))
     assert smallest.tolist() == [min(values)]
+
+
+def test_no_labels_have_no_classes():
+    with pytest.raises(ValueError, match=re.escape("labels must hold at least one sample (N >= 1), got shape (0,)")):
+        sort_by_class(torch.zeros(0, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("name", ("acts", "sigma", "label_gram"))

@@ -418,3 +418,10 @@ def test_cuda_selects_what_the_cpu_selects(rng, method):
     result = hrel_ext.select_filters(on_gpu, keep=3, method=method, sigma=sigma.cuda())
     assert torch.equal(result.order, expected.order) and result.kept.device.type == "cpu"
     torch.testing.assert_close(result.objective, expected.objective, rtol=0, atol=8e-5)
+
+
+@pytest.mark.parametrize("method", ("forward", "backward"))
+@pytest.mark.parametrize("n", range(3, 10))
+def test_filters_that_rounding_alone_tells_apart_are_taken_in_order(n, method):
+    batch = (torch.eye(n), torch.arange(n))  # each tells one sample from the rest, as well as any other
+    assert hrel_ext.select_filters(batch, keep=2, sigma=1.0, method=method).kept.tolist() == [0, 1]

@@ -34,14 +34,13 @@ Reading reading_of(ActivationView<Scalar> const& acts) {
 }
 
 // Of groups of at most one member a lane. The fewest that do, as a group takes its time however few its members are;
-// but where maps are read one after the other, all threads get their share of them. Groups in turns, as many as leave
-// every thread some, are one task.
+// but where maps are read one after the other, all threads get their share of them. Groups in turns, if every
+// thread has some, are one task.
 template <class Pack>
 Index num_tasks(Index count, Reading const& reading, Index num_threads) {
   constexpr Index kLanes = Lanes<Pack>::kCount;
-  for (Index together = kLanes * reading.groups_in_turns; together > kLanes; together /= 2) {
-    if (count >= together * num_threads) return (count + together - 1) / together;
-  }
+  Index const together = kLanes * reading.groups_in_turns;
+  if (together > kLanes && count >= together * num_threads) return (count + together - 1) / together;
   Index const width = kLanes * (reading.in_turn ? num_threads : 1);
   Index const groups = (count + width - 1) / width * (width / kLanes);
   return groups < count ? groups : count;
