@@ -4,9 +4,8 @@
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -14,7 +13,8 @@ from torch import Tensor
 from hrel_ext import _ops
 from hrel_ext._ops import check_memory, result_dtype
 
-_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_HALF = (torch.float16, torch.bfloat16)
+_FLOATING = (*_HALF, torch.float32, torch.float64)
 _SHAPES = "(N, F), (N, F, L), (N, F, H, W) or (N, F, T, H, W)"
 SIGMA_RULE = 'sigma must be a positive number, a tensor of shape (F,) or (), None, "layer" or "filter"'
 LABEL_SIGMA = 0.1  # the default
@@ -50,11 +50,17 @@ class Batch(NamedTuple):
 
 def positive(name: str, value: object) -> float:
     """``value`` as a float; TypeError unless it is a real number, ValueError unless it is > 0 and finite."""
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if not is_real(value):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
-    if not (0 < float(value) < math.inf):
+    number = float(value)
+    if not 0 < number < math.inf:
         raise ValueError(f"{name} must be > 0 and finite, got {value}")
-    return float(value)
+    return number
+
+
+def is_real(value: object) -> TypeGuard[Real]:
+    """Whether ``value`` is a real number of any kind, bool excepted."""
+    return isinstance(value, float) or (isinstance(value, Real) and not isinstance(value, bool))  # float: no ABC
 
 
 def sort_by_class(labels: Tensor) -> Classes:
@@ -65,7 +71,8 @@ def sort_by_class(labels: Tensor) -> Classes:
     """
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
-    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+    dtype = labels.dtype
+    if dtype != torch.int64 and (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool):
         raise TypeError(f"labels must have an integer dtype, got {labels.dtype}")
     if labels.dim() != 1:
         raise ValueError(f"labels must have shape (N,), got {tuple(labels.shape)}")
@@ -102,13 +109,13 @@ def prepare(
         raise ValueError(f"acts must have shape {_SHAPES}, got {tuple(acts.shape)}")
     if acts.shape[0] == 0:
         raise ValueError(f"acts must hold at least one sample (N >= 1), got shape {tuple(acts.shape)}")
-    if math.prod(acts.shape[2:]) == 0:
+    if 0 in acts.shape[2:]:
         raise ValueError(f"acts must hold at least one value per map, got shape {tuple(acts.shape)}")
     if (labels is None) == (label_gram is None):
         got = "neither" if labels is None else "both"
         raise TypeError(f"labels or label_gram must be given, and not both, got {got}")
-    maps = flatten_maps(acts.detach())  # (N, F, D)
-    if maps.dtype in (torch.float16, torch.bfloat16) and not maps.is_cuda:
+    maps = flatten_maps(acts.detach() if acts.requires_grad else acts)  # (N, F, D)
+    if maps.dtype in _HALF and not maps.is_cuda:
         maps = maps.float()
     if label_gram is not None:
         if label_sigma != LABEL_SIGMA:
@@ -207,15 +214,15 @@ def _batch_of_gram(maps: Tensor, label_gram: Tensor) -> Batch:
     return Batch(maps, sort_by_class(torch.zeros_like(labels)), kernel.to(result_dtype(maps)), None)
 
 
-def read(batch: Batch, *tensors: Tensor) -> list[NDArray[Any]]:
-    """Contiguous tensors (n,) on the host: all of them copied at once, so that the host waits for the device once.
+def read(batch: Batch, *tensors: Tensor) -> list[list[Any]]:
+    """The elements of contiguous tensors (n,): all copied to the host at once, so that it waits for the device once.
 
     Raises:
         ValueError: for a label < 0, which comes along for the check.
     """
     tensors = (*tensors, batch.classes.smallest)
-    on_host = [tensor.numpy() for tensor in tensors] if batch.acts.is_cpu else _copy(tensors)
-    smallest = on_host.pop().item()
+    on_host = [tensor.tolist() for tensor in (tensors if batch.acts.is_cpu else _copy(tensors))]
+    (smallest,) = on_host.pop()
     if smallest < 0:
         raise ValueError(f"labels must be class ids >= 0, got {smallest}")
     return on_host
@@ -242,7 +249,7 @@ def widths(sigma: float | Tensor, acts: Tensor) -> Tensor:
     """
     num_filters = acts.shape[1]
     if not isinstance(sigma, Tensor):
-        if not isinstance(sigma, Real) or isinstance(sigma, bool):
+        if not is_real(sigma):
             raise TypeError(f"{SIGMA_RULE}, got {type(sigma).__name__}")
         return acts.new_full((num_filters,), positive("sigma", sigma), dtype=result_dtype(acts))
     if not sigma.dtype.is_floating_point:
@@ -255,14 +262,17 @@ def widths(sigma: float | Tensor, acts: Tensor) -> Tensor:
     return sigma.contiguous() if sigma.dim() else sigma.repeat(num_filters)
 
 
-def check_widths(sigma: NDArray[np.floating[Any]]) -> None:
+def check_widths(sigma: Sequence[float]) -> None:
     """Raise ValueError for the lowest filter whose width, of (F,), is not > 0 and finite."""
-    if len(sigma) and not 0 < sigma.min() <= sigma.max() < math.inf:  # false for NaN, too
-        f = int(((sigma > 0) & np.isfinite(sigma)).argmin())
-        raise ValueError(f"sigma must be > 0 and finite for every filter, got {sigma[f].item()} for filter {f}")
+    if math.isfinite(sum(sigma)) and min(sigma, default=1.0) > 0:  # all of them, and an overflow is looked at
+        return
+    for f, width in enumerate(sigma):
+        if not 0 < width < math.inf:
+            raise ValueError(f"sigma must be > 0 and finite for every filter, got {width} for filter {f}")
 
 
-def check_finite(values: NDArray[np.floating[Any]]) -> None:
+def check_finite(values: Sequence[float]) -> None:
     """Raise ValueError for the lowest filter whose result (F,) is NaN, the mark of a value in it that is not finite."""
-    if math.isnan(values.min(initial=0.0)):
-        raise ValueError(f"acts must be finite, filter {int(np.isnan(values).argmax())} holds NaN or Inf")
+    if math.isnan(sum(values)):  # of entropies or distances, where no two infinities cancel
+        f = next(f for f, value in enumerate(values) if math.isnan(value))
+        raise ValueError(f"acts must be finite, filter {f} holds NaN or Inf")

@@ -205,23 +205,28 @@ def _check(acts: Tensor, order: Tensor, class_offsets: Tensor, label_gram: Tenso
     if acts.dim() != 3 or acts.dtype not in _PROBLEMS or (on_cpu and acts.dtype in _HALF):
         dtypes = "float32 or float64" if on_cpu else "float16, bfloat16, float32 or float64"
         raise ValueError(f"acts must be (N, F, D) of {dtypes}, got {tuple(acts.shape)} of {acts.dtype}")
-    num_samples, result, device = acts.shape[0], result_dtype(acts), acts.device
-    expected = [("acts", acts, acts.shape, acts.dtype), ("order", order, (num_samples,), torch.int64)]
-    expected.append(("class_offsets", class_offsets, (num_samples + 1,), torch.int64))
+    (num_samples, num_filters, _), result, device = acts.shape, result_dtype(acts), acts.device
+    _check_operand("acts", acts, acts.shape, acts.dtype, device)
+    _check_operand("order", order, (num_samples,), torch.int64, device)
+    _check_operand("class_offsets", class_offsets, (num_samples + 1,), torch.int64, device)
     for name, tensor in others.items():
-        expected.append((name, tensor, (acts.shape[1],) if name == "sigma" else (tensor.numel(),), result))
+        _check_operand(name, tensor, (num_filters if name == "sigma" else tensor.numel(),), result, device)
     if label_gram is not None:
-        expected.append(("label_gram", label_gram, (num_samples, num_samples), result))
-    for name, tensor, shape, dtype in expected:
-        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
-            raise ValueError(
-                f"{name} must be {shape} of {dtype} on {device}, got {tuple(tensor.shape)} of {tensor.dtype} "
-                f"on {tensor.device}"
-            )
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise NotImplementedError(f"{name} must not require grad: the op has no derivative")
+        _check_operand("label_gram", label_gram, (num_samples, num_samples), result, device)
     # Half a matrix in float32 is the least of the native kernels, which know the rest; plain PyTorch takes float64.
-    check_memory(f"acts of N = {num_samples} samples", num_samples**2 * (2 if on_cpu else 8), acts.device)
+    check_memory(f"acts of N = {num_samples} samples", num_samples**2 * (2 if on_cpu else 8), device)
+
+
+def _check_operand(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
+        raise ValueError(
+            f"{name} must be {tuple(shape)} of {dtype} on {device}, got {tuple(tensor.shape)} of {tensor.dtype} "
+            f"on {tensor.device}"
+        )
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(f"{name} must not require grad: the op has no derivative")
 
 
 def _operands(acts: Tensor, order: Tensor, class_offsets: Tensor, label_gram: Tensor | None) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 
 from typing import NamedTuple, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -185,10 +183,10 @@ def terms_of_batch(batch: Batch, sigma: float | Tensor | str | None, alpha: floa
     return RelevanceTerms(difference + labels_only, entropy, joint_entropy, labels_only)
 
 
-def _label_entropy(batch: Batch, class_offsets: NDArray[np.int64], alpha: float, like: Tensor) -> Tensor:
+def _label_entropy(batch: Batch, class_offsets: list[int], alpha: float, like: Tensor) -> Tensor:
     """S(B) in bits, (), of the dtype and device of ``like``."""
     if batch.across is not None:
-        return like.new_full((), label_entropy(class_offsets.tolist(), batch.across, alpha))
+        return like.new_full((), label_entropy(class_offsets, batch.across, alpha))
     label_gram = cast(Tensor, batch.label_gram)
     # float64: a matrix of rank one whose rows sum to 0, as signs have, would lose digits in float32.
     return _ops.matrix_entropy(label_gram.double()[None], alpha)[0].to(like.dtype)

@@ -12,6 +12,7 @@ So copies are found by their distances: their conditional relevance is 0, and a 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import index
 from typing import NamedTuple, cast
 
@@ -315,12 +316,12 @@ def _task(
     exponents = _exponents(batch.acts, batch.classes.order, some, sigma[some])
     marks = np.zeros(len(given))  # (F,), NaN where a filter that is used holds a value not finite
     marks[filters] = exponents.diagonal(dim1=1, dim2=2).sum(1).cpu().numpy()
-    check_finite(marks)
+    check_finite(marks.tolist())
     return _Task(
         exponents,
-        [size for size in np.diff(class_offsets).tolist() if size],
+        [last - first for first, last in pairwise(class_offsets) if last > first],
         None if batch.label_gram is None else batch.label_gram[batch.classes.order][:, batch.classes.order],
-        label_entropy(class_offsets.tolist(), cast(float, batch.across), alpha),  # there are labels, so it is not None
+        label_entropy(class_offsets, cast(float, batch.across), alpha),  # there are labels, so it is not None
         alpha,
     )
 

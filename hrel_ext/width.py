@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping
 from numbers import Real
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,7 +85,7 @@ def aligned_width(
     mean_distance, best = _search(batch, multiples, per_filter)  # (R,), (R,)
     (means,) = read(batch, mean_distance)  # (R,), on the host
     # Equal maps of ordinary size have a mean distance of 0 as well: a small one only calls for a look at the values.
-    if (means < _smallest_exact(dtype)).any():
+    if any(mean < _smallest_exact(dtype) for mean in means):
         scale = _underflow_scale(batch.acts, mean_distance, per_filter)  # (R,) or None
         if scale is not None:
             rows = scale[None, :, None] if per_filter else scale  # against (N, F, D)
@@ -96,12 +95,12 @@ def aligned_width(
             (means,) = read(batch, mean_distance)
     if per_filter:
         check_finite(means)
-    if not np.isfinite(means).all():
-        finite = batch.acts.isfinite().all(2).all(0).cpu().numpy()  # (F,)
-        check_finite(np.where(finite, 0.0, np.nan))
-        value = means[~np.isfinite(means)][0].item()
+    if not all(map(math.isfinite, means)):
+        finite = batch.acts.isfinite().all(2).all(0).tolist()  # (F,)
+        check_finite([0.0 if right else math.nan for right in finite])
+        value = next(mean for mean in means if not math.isfinite(mean))
         raise ValueError(f"acts must be finite with finite pairwise distances, got a mean distance of {value}")
-    if not (means > 0).all():
+    if not all(mean > 0 for mean in means):
         best = torch.where(mean_distance > 0, best, torch.ones_like(best))
     return best if per_filter else best[0]
 
