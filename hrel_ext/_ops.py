@@ -217,9 +217,7 @@ def _check(acts: Tensor, order: Tensor, class_offsets: Tensor, label_gram: Tenso
     check_memory(f"acts of N = {num_samples} samples", num_samples**2 * (2 if on_cpu else 8), device)
 
 
-def _check_operand(
-    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> None:
+def _check_operand(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
         raise ValueError(
             f"{name} must be {tuple(shape)} of {dtype} on {device}, got {tuple(tensor.shape)} of {tensor.dtype} "

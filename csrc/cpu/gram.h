@@ -43,21 +43,23 @@ struct FilterSource {
   int num_filters;
   Pack scale;  // powers of two, so that scaling rounds nothing
 
-  // The positions first .. first + positions - 1 of one sample, to out[p * step].
-  HREL_HD void copy(Index sample, Index first, Index positions, Pack* out, Index step) const {
+  // Calls take(p, values) for the positions first .. first + positions - 1 of one sample, counted from 0.
+  template <class Take>
+  HREL_HD void for_each_position(Index sample, Index first, Index positions, Take const& take) const {
     constexpr int kLanes = Lanes<Pack>::kCount;
     Scalar const* const map = acts.map(sample, first_filter) + first * acts.feature_stride;
+    auto const take_scaled = [&](Index p, Pack values) __attribute__((always_inline)) { take(p, values * scale); };
     // channels_last: neighbours are neighbours, those of the next group too.
     if (acts.filter_stride == 1 && first_filter + kLanes <= acts.num_filters) {
-      for (Index p = 0; p < positions; ++p) out[p * step] = load<Pack>(map + p * acts.feature_stride) * scale;
+      for (Index p = 0; p < positions; ++p) take_scaled(p, load<Pack>(map + p * acts.feature_stride));
       return;
     }
     Scalar const* rows[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) rows[lane] = map + (lane < num_filters ? lane : 0) * acts.filter_stride;
-    interleave(rows, acts.feature_stride, static_cast<int>(positions), scale, out, step);
+    interleave<Pack>(rows, acts.feature_stride, static_cast<int>(positions), take_scaled);
   }
 
-  // Asks for what copy will read, in the second-level cache.
+  // Asks for what for_each_position will read, in the second-level cache.
   HREL_HD void fetch(Index sample, Index first, Index positions) const {
     constexpr Index kLine = 64 / sizeof(Scalar);
     Scalar const* const map = acts.map(sample, first_filter) + first * acts.feature_stride;
@@ -96,20 +98,18 @@ HREL_HD void stage(FilterSource<Scalar, Pack> const& source, Index const* order,
                    SideBySideScratch<Pack> const& s) {
   using Value = typename Lanes<Pack>::Scalar;
   Index const num_samples = source.acts.num_samples;
-  auto const subtract_centre = [&](Pack* out) __attribute__((always_inline)) {
-    for (Index p = 0; p < positions; ++p) out[p * kTile] -= s.centre[p];
-  };
   for (Index row = 0; row < padded(num_samples); ++row) {
     Pack* const out = s.staged + row / kTile * kTile * positions + row % kTile;
-    source.copy(order[row < num_samples ? row : 0], first, positions, out, kTile);
-    if constexpr (kCentred) {
-      if (row >= kTile) subtract_centre(out);
-      if (row != kTile - 1) continue;
-      for (Index p = 0; p < positions; ++p) {
-        Pack const* const samples = s.staged + p * kTile;
-        s.centre[p] = ((samples[0] + samples[1]) + (samples[2] + samples[3])) * Value(0.25);
-      }
-      for (Index i = 0; i < kTile; ++i) subtract_centre(s.staged + i);
+    source.for_each_position(order[row < num_samples ? row : 0], first, positions,
+                             [&](Index p, Pack values) __attribute__((always_inline)) {
+                               bool const has_centre = kCentred && row >= kTile;
+                               out[p * kTile] = has_centre ? values - s.centre[p] : values;
+                             });
+    if (!kCentred || row != kTile - 1) continue;
+    for (Index p = 0; p < positions; ++p) {
+      Pack* const samples = s.staged + p * kTile;
+      s.centre[p] = ((samples[0] + samples[1]) + (samples[2] + samples[3])) * Value(0.25);
+      for (Index i = 0; i < kTile; ++i) samples[i] -= s.centre[p];
     }
   }
 }

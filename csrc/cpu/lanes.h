@@ -184,28 +184,93 @@ HREL_HD void transpose(Pack (&rows)[kSize]) {
   }
 }
 
-// out[p * step] = rows[lane][p * stride] * scale, one row a lane.
-template <class Pack, class Scalar>
-HREL_HD void interleave(Scalar const* const* rows, Index stride, int count, Pack scale, Pack* __restrict out,
-                        Index step) {
-  using Value = typename Lanes<Pack>::Scalar;
-  constexpr int kLanes = Lanes<Pack>::kCount;
-  int p = 0;
-  if (stride == 1) {
-    for (; p + kLanes <= count; p += kLanes) {
-      Pack block[kLanes];
-#pragma GCC unroll 16
-      for (int lane = 0; lane < kLanes; ++lane) block[lane] = load<Pack>(rows[lane] + p);
-      transpose(block);
-#pragma GCC unroll 16
-      for (int q = 0; q < kLanes; ++q) out[(p + q) * step] = block[q] * scale;
+// A pack in units of 16 bytes, which go from memory to their places in a register without a shuffle.
+template <class Pack>
+inline constexpr int kUnitLanes = 16 / sizeof(typename Lanes<Pack>::Scalar);
+
+// Unit u of the result is what lies at units[u * step] + offset. The compiler would take shuffles.
+template <class Pack, class Value = typename Lanes<Pack>::Scalar>
+HREL_HD Pack load_units(Value const* const* units, int step, Index offset) {
+  typedef Value Unit __attribute__((vector_size(16), aligned(sizeof(Value))));
+  auto const unit = [&](int u) __attribute__((always_inline)) -> Unit const& {
+    return *reinterpret_cast<Unit const*>(units[u * step] + offset);
+  };
+  if constexpr (sizeof(Pack) == 16) {
+    return unit(0);
+  } else {
+    Pack pack;
+    asm("vmovups %1, %x0" : "=v"(pack) : "m"(unit(0)));
+    if constexpr (sizeof(Pack) == 32) {
+      asm("vinsertf128 $1, %1, %0, %0" : "+x"(pack) : "m"(unit(1)));
+    } else {
+      asm("vinsertf32x4 $1, %1, %0, %0" : "+v"(pack) : "m"(unit(1)));
+      asm("vinsertf32x4 $2, %1, %0, %0" : "+v"(pack) : "m"(unit(2)));
+      asm("vinsertf32x4 $3, %1, %0, %0" : "+v"(pack) : "m"(unit(3)));
     }
+    return pack;
+  }
+}
+
+// The low halves of the units of two packs, in turns, or the high halves.
+template <bool kHigh, class Pack, int... kLane>
+HREL_HD Pack in_turns(Pack a, Pack b, std::integer_sequence<int, kLane...>) {
+  constexpr int kLanes = sizeof...(kLane), kUnit = kUnitLanes<Pack>;
+  return __builtin_shufflevector(
+      a, b, (kLane / kUnit * kUnit + (kHigh ? kUnit / 2 : 0) + kLane % kUnit / 2 + kLane % 2 * kLanes)...);
+}
+
+// Transposes the units of as many packs as one has lanes.
+template <class Pack>
+HREL_HD void transpose_units(Pack (&rows)[kUnitLanes<Pack>]) {
+  using Lane = std::make_integer_sequence<int, Lanes<Pack>::kCount>;
+  constexpr int kUnit = kUnitLanes<Pack>;
+  // Row r of 2 k goes in turns with row r + k; after as many steps as k has bits, rows are columns.
+  for (int step = 1; step < kUnit; step *= 2) {
+    Pack next[kUnit];
+#pragma GCC unroll 2
+    for (int r = 0; r < kUnit / 2; ++r) {
+      next[2 * r] = in_turns<false>(rows[r], rows[r + kUnit / 2], Lane());
+      next[2 * r + 1] = in_turns<true>(rows[r], rows[r + kUnit / 2], Lane());
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kUnit; ++r) rows[r] = next[r];
+  }
+}
+
+// Calls take(p, values) for kUnits units of positions, p on, of rows that lie contiguous.
+template <int kUnits, class Pack, class Value, class Take>
+HREL_HD void interleave_units(Value const* const* rows, int p, Take const& take) {
+  constexpr int kUnit = kUnitLanes<Pack>;
+  Pack block[kUnits][kUnit];
+  // All of a row first: rows a power of two apart in memory would drive each other from the cache.
+#pragma GCC unroll 4
+  for (int r = 0; r < kUnit; ++r) {
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnits; ++u) block[u][r] = load_units<Pack>(rows + r, kUnit, p + u * kUnit);
+  }
+#pragma GCC unroll 4
+  for (int u = 0; u < kUnits; ++u) {
+    transpose_units(block[u]);
+#pragma GCC unroll 4
+    for (int q = 0; q < kUnit; ++q) take(p + u * kUnit + q, block[u][q]);
+  }
+}
+
+// Calls take(p, values) for each p of 0 .. count - 1, values[lane] = rows[lane][p * stride], one row a lane.
+template <class Pack, class Scalar, class Take>
+HREL_HD void interleave(Scalar const* const* rows, Index stride, int count, Take const& take) {
+  using Value = typename Lanes<Pack>::Scalar;
+  constexpr int kLanes = Lanes<Pack>::kCount, kUnit = kUnitLanes<Pack>;
+  int p = 0;
+  if constexpr (std::is_same_v<Scalar, Value>) {
+    for (; stride == 1 && p + kLanes <= count; p += kLanes) interleave_units<kLanes / kUnit, Pack>(rows, p, take);
+    for (; stride == 1 && p + kUnit <= count; p += kUnit) interleave_units<1, Pack>(rows, p, take);
   }
   for (; p < count; ++p) {
     Pack values;
 #pragma GCC unroll 16
     for (int lane = 0; lane < kLanes; ++lane) values[lane] = static_cast<Value>(rows[lane][p * stride]);
-    out[p * step] = values * scale;
+    take(p, values);
   }
 }
 

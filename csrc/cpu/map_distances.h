@@ -129,32 +129,39 @@ HREL_HD void pack_positions(MapView<Scalar> const& map, Index const* order, Inde
   constexpr int kLanes = Lanes<Pack>::kCount;
   Scalar const* sample[kLanes];
   samples_of_pack<Pack>(map, order, pack, sample);
-  if (map.is_contiguous()) {
-    for (Scalar const*& values : sample) values += first;
-    interleave(sample, 1, static_cast<int>(positions), splat<Pack>(scale), out, 1);
-  } else {
+  auto const pack_all = [&](auto const& take) __attribute__((always_inline)) {
+    if (map.is_contiguous()) {
+      for (Scalar const*& values : sample) values += first;
+      return interleave<Pack>(sample, 1, static_cast<int>(positions), take);
+    }
     for (Index p = 0; p < positions; ++p) {
       Index const place = map.offset(first + p);
       Pack values;
 #pragma GCC unroll 16
       for (int lane = 0; lane < kLanes; ++lane) values[lane] = static_cast<Value>(sample[lane][place]);
-      out[p] = values * scale;
+      take(p, values);
     }
-  }
-  if constexpr (kCentred) {
+  };
+  if constexpr (!kCentred) {
+    pack_all([&](Index p, Pack values) __attribute__((always_inline)) { out[p] = values * scale; });
+  } else if (pack > 0) {
+    pack_all([&](Index p, Pack values) __attribute__((always_inline)) { out[p] = values * scale - centre[p]; });
+  } else {
     static_assert(kLanes >= 4);
-    for (Index p = 0; p < positions; ++p) {
-      if (pack == 0) centre[p] = ((out[p][0] + out[p][1]) + (out[p][2] + out[p][3])) * Value(0.25);
-      out[p] -= centre[p];
-    }
+    pack_all([&](Index p, Pack values) __attribute__((always_inline)) {
+      values *= scale;
+      centre[p] = ((values[0] + values[1]) + (values[2] + values[3])) * Value(0.25);
+      out[p] = values - centre[p];
+    });
   }
 }
 
 // kBlockRows rows and kPacks packs of columns: sums += Term of row and column over the packed positions. The sum of a
-// block begins at 0: one long float32 sum would lose digits.
+// block begins at 0: one long float32 sum would lose digits. Not inlined: among more code, the compiler would not keep
+// all sums in registers; static, as nothing of one level may be linked into another.
 template <class Term, int kPacks, class Pack>
-HREL_HD void add_terms(typename Lanes<Pack>::Scalar const* rows, Pack const* columns, Index positions, Pack* sums,
-                       Index packs) {
+static __attribute__((noinline)) void add_terms(typename Lanes<Pack>::Scalar const* rows, Pack const* columns,
+                                                Index positions, Pack* sums, Index packs) {
   using Value = typename Lanes<Pack>::Scalar;
   constexpr int kLanes = Lanes<Pack>::kCount;
   Pack sum[kBlockRows][kPacks] = {};
@@ -217,10 +224,11 @@ HREL_HD void add_positions(MapView<Scalar> const& map, Index const* order, Index
   }
   for (Index first = begin; first < end; first += kBlockPositions) {
     Index const positions = positions_from(first), next = first + positions;
-    for (Index i = 0; i < s.num_rows; i += kBlockRows) {
+    for (Index i = 0; i < map.num_samples; i += kBlockRows) {
       // The next positions are fetched during these sums, of a few samples at a time: samples lie a power of two apart
       // in memory, and all of them at once would drive each other from the cache.
-      Index const first_pack = i / kLanes, end_pack = next < end ? (i + kBlockRows) / kLanes : first_pack;
+      Index const end_row = i + kBlockRows < map.num_samples ? i + kBlockRows : s.num_rows;
+      Index const first_pack = i / kLanes, end_pack = next < end ? end_row / kLanes : first_pack;
       for (Index pack = first_pack; pack < end_pack; ++pack) {
         fetch_positions<Wide>(map, order, pack, next, positions_from(next));
       }
@@ -270,13 +278,13 @@ struct RootsKnown {
 // d2 from the products in s.squares; false where one of them is not known well enough. Equal samples have distance 0
 // without error.
 template <class Pack, class IsKnown>
-HREL_HD bool distances_of_products(IsKnown const& is_known, MapScratch<Pack> const& s) {
+HREL_HD bool distances_of_products(Index num_samples, IsKnown const& is_known, MapScratch<Pack> const& s) {
   using Wide = WidePack<Pack>;
   constexpr Index kLanes = Lanes<Wide>::kCount;
-  auto* const norms = reinterpret_cast<typename Lanes<Pack>::Scalar*>(s.panels);  // which are done with
-  for (Index i = 0; i < s.num_rows; ++i) norms[i] = s.row(i)[i];
+  auto* const norms = reinterpret_cast<typename Lanes<Pack>::Scalar*>(s.panels);               // which are done with
+  for (Index i = 0; i < s.num_rows; ++i) norms[i] = i < num_samples ? s.row(i)[i] : norms[0];  // as samples_of_pack
   auto known = Wide{} <= Wide{};
-  for (Index i = 0; i < s.num_rows; ++i) {
+  for (Index i = 0; i < num_samples; ++i) {
     Wide* const row = s.squares + i * s.packs;
     for (Index c = 0; c <= i / kLanes; ++c) {
       Wide const norm = load<Wide>(norms + c * kLanes), sum = norm + norms[i], distance = sum - 2 * row[c];
@@ -297,7 +305,7 @@ HREL_HD void squared_distances_of_map(MapView<Scalar> const& map, Index const* o
   if constexpr (std::is_same_v<typename Lanes<Pack>::Scalar, float>) {
     clear_squares(s);
     add_positions<Product>(map, order, begin, end, scale, s);
-    if (distances_of_products(is_known, s)) return;
+    if (distances_of_products(map.num_samples, is_known, s)) return;
   }
   clear_squares(s);
   add_positions<SquaredDifference>(map, order, begin, end, scale, s);
