@@ -121,6 +121,17 @@ HREL_HD WidePack<Pack> load_repeated(Pack const* pack) {
   return repeat(*pack);
 }
 
+// The compiler would rather read a pack from memory for each use of it; where registers are many, that is a read too
+// many.
+template <class... Pack>
+HREL_HD void keep_in_registers(Pack&... packs) {
+#if defined(__AVX512F__)
+  ([](Pack& pack) __attribute__((always_inline)) { asm("" : "+v"(pack)); }(packs), ...);
+#else
+  ((void)packs, ...);
+#endif
+}
+
 // The sum of the neighbours in each of as many registers, side by side.
 template <class Pack>
 HREL_HD WidePack<Pack> sums_of_neighbours(WidePack<Pack> const (&wide)[kNeighbours<Pack>]) {

@@ -54,8 +54,9 @@ struct RowsOfPass {
 
   template <bool kOnDiagonal>
   HREL_HD void columns(Reflectors<Pack> const& s, Index j, Pack* __restrict tile) {
-    Wide const v0 = load_neighbours(s.v[0] + j), w0 = load_neighbours(s.w[0] + j), x0 = load_neighbours(s.x[0] + j);
-    Wide const v1 = load_neighbours(s.v[1] + j), w1 = load_neighbours(s.w[1] + j), x1 = load_neighbours(s.x[1] + j);
+    Wide v0 = load_neighbours(s.v[0] + j), w0 = load_neighbours(s.w[0] + j), x0 = load_neighbours(s.x[0] + j);
+    Wide v1 = load_neighbours(s.v[1] + j), w1 = load_neighbours(s.w[1] + j), x1 = load_neighbours(s.x[1] + j);
+    keep_in_registers(v0, w0, x0, v1, w1, x1);
     Wide y0{}, y1{};
     if constexpr (!kOnDiagonal) {
       y0 = load_neighbours(s.y[0] + j);
