@@ -25,14 +25,17 @@ HREL_HD bool has_long_maps(ActivationView<Scalar> const& acts) {
   return acts.num_features >= kLongMap && acts.feature_stride == 1;
 }
 
-// A line of memory holds one position of more filters than a group has where these lie side by side. Of long maps two
-// groups take turns then, some positions at a time: the second one finds in the cache what the first one reads. Four
-// would find still more, and their triangles would drive each other from it.
-inline constexpr int kGroupsInTurns = 2;
+// A line of memory holds one position of more filters than a group has where these lie side by side, and processors
+// read lines in pairs. Of long maps several groups take turns then, some positions at a time: the others find in the
+// cache what the first one reads, as long as their triangles do not drive each other from it.
+inline constexpr int kGroupsInTurns = 4;
+inline constexpr Index kBytesInTurns = Index{2} << 20;
 
 template <class Scalar>
 HREL_HD int groups_in_turns(ActivationView<Scalar> const& acts) {
-  return acts.filter_stride == 1 && acts.num_features >= kLongMap ? kGroupsInTurns : 1;
+  if (acts.filter_stride != 1 || acts.num_features < kLongMap) return 1;
+  Index const groups = kBytesInTurns / (triangle_elements(acts.num_samples) * kPackBytes);
+  return static_cast<int>(groups < 1 ? 1 : groups < kGroupsInTurns ? groups : kGroupsInTurns);
 }
 
 // One filter a lane, of filters first_filter .. first_filter + num_filters - 1; lanes past them hold any other.
@@ -81,35 +84,40 @@ struct DistanceGroup {
   Pack* triangle;
 };
 
-// Scratch of one group whose filters are read side by side.
+// Scratch of the groups in turns whose filters are read side by side.
 template <class Pack>
 struct SideBySideScratch {
-  SideBySideScratch(Scratch& memory, Index n)
-      : staged(memory.take<Pack>(padded(n) * kStagedPositions)), centre(memory.take<Pack>(kStagedPositions)) {}
+  SideBySideScratch(Scratch& memory, Index n, int num_groups)
+      : num_staged(padded(n) * kStagedPositions),
+        staged(memory.take<Pack>((num_groups > 1 ? 2 : 1) * num_groups * num_staged)),
+        centre(memory.take<Pack>(num_groups * kStagedPositions)) {}
 
-  Pack* staged;  // [padded(n), kStagedPositions], see stage
-  Pack* centre;  // [kStagedPositions] that positions are relative to
+  Index num_staged;
+  Pack* staged;  // [num_groups, padded(n), kStagedPositions], see stage; those of groups in turns twice
+  Pack* centre;  // [num_groups, kStagedPositions] that positions are relative to
 };
 
-// Interleaved copy of `positions` values of every sample: [tile of samples][position][sample in tile], lanes inside;
-// with kCentred less the mean of the first four samples.
+// Interleaved copy of `positions` values of the samples begin .. end - 1, which follow those staged before: [tile of
+// samples][position][sample in tile], lanes inside; with kCentred less the mean of the first four samples. As add_terms
+// not inlined.
 template <bool kCentred, class Scalar, class Pack>
-HREL_HD void stage(FilterSource<Scalar, Pack> const& source, Index const* order, Index first, Index positions,
-                   SideBySideScratch<Pack> const& s) {
+static __attribute__((noinline)) void stage(FilterSource<Scalar, Pack> const& source, Index const* order, Index begin,
+                                            Index end, Index first, Index positions, Pack* __restrict centre,
+                                            Pack* __restrict staged) {
   using Value = typename Lanes<Pack>::Scalar;
   Index const num_samples = source.acts.num_samples;
-  for (Index row = 0; row < padded(num_samples); ++row) {
-    Pack* const out = s.staged + row / kTile * kTile * positions + row % kTile;
+  for (Index row = begin; row < end; ++row) {
+    Pack* const out = staged + row / kTile * kTile * positions + row % kTile;
     source.for_each_position(order[row < num_samples ? row : 0], first, positions,
                              [&](Index p, Pack values) __attribute__((always_inline)) {
                                bool const has_centre = kCentred && row >= kTile;
-                               out[p * kTile] = has_centre ? values - s.centre[p] : values;
+                               out[p * kTile] = has_centre ? values - centre[p] : values;
                              });
     if (!kCentred || row != kTile - 1) continue;
     for (Index p = 0; p < positions; ++p) {
-      Pack* const samples = s.staged + p * kTile;
-      s.centre[p] = ((samples[0] + samples[1]) + (samples[2] + samples[3])) * Value(0.25);
-      for (Index i = 0; i < kTile; ++i) samples[i] -= s.centre[p];
+      Pack* const samples = staged + p * kTile;
+      centre[p] = ((samples[0] + samples[1]) + (samples[2] + samples[3])) * Value(0.25);
+      for (Index i = 0; i < kTile; ++i) samples[i] -= centre[p];
     }
   }
 }
@@ -147,14 +155,14 @@ HREL_HD void add_terms_of_tiles(Pack const* rows, Pack const* columns, Index pos
   }
 }
 
-// triangle += Term over the staged positions. Calls meanwhile(row) before every other row of tiles.
+// triangle += Term over the staged positions. Calls meanwhile() before every other row of tiles.
 template <class Term, class Pack, class Meanwhile>
 HREL_HD void add_staged_positions(Pack const* staged, Index tiles, Index positions, Meanwhile const& meanwhile,
                                   Pack* triangle) {
   Index const step = kTile * positions;
   Index row = 0;
   for (; row + 1 < tiles; row += 2) {
-    meanwhile(row);
+    meanwhile();
     Pack const* const rows = staged + row * step;
     for (Index column = 0; column <= row; ++column) {
       Pack* const pair[] = {triangle + tile_offset(row, column), triangle + tile_offset(row + 1, column)};
@@ -164,6 +172,7 @@ HREL_HD void add_staged_positions(Pack const* staged, Index tiles, Index positio
     add_terms_of_tiles<Term, 1>(rows + step, rows + step, positions, last);
   }
   if (row == tiles) return;
+  meanwhile();
   for (Index column = 0; column <= row; ++column) {
     Pack* const single[] = {triangle + tile_offset(row, column)};
     add_terms_of_tiles<Term, 1>(staged + row * step, staged + column * step, positions, single);
@@ -174,24 +183,47 @@ HREL_HD void add_staged_positions(Pack const* staged, Index tiles, Index positio
 template <class Term, class Scalar, class Pack, class IsKnown>
 HREL_HD void add_positions_side_by_side(DistanceGroup<Scalar, Pack, IsKnown> const* groups, int num_groups,
                                         Index const* order, SideBySideScratch<Pack> const& s) {
+  constexpr int kGroupsOfLine = 64 / (sizeof(Scalar) * Lanes<Pack>::kCount);
   ActivationView<Scalar> const& acts = groups[0].source.acts;
+  Index const rows = padded(acts.num_samples), tiles = num_tiles(acts.num_samples);
   auto const positions_from = [&](Index first) __attribute__((always_inline)) {
     Index const rest = acts.num_features - first;
     return rest < kStagedPositions ? rest : kStagedPositions;
   };
+  // Of groups in turns the next positions are staged during the sums, of a few samples at a time: samples lie a power
+  // of two apart in memory, and all of them at once would drive each other from the cache.
+  bool const stages_ahead = num_groups > 1;
+  Pack *staged = s.staged, *next_staged = staged + (stages_ahead ? num_groups * s.num_staged : 0);
+  auto const stage_groups = [&](Index begin, Index end, Index first, Pack* out) __attribute__((always_inline)) {
+    for (int g = 0; g < num_groups; ++g) {
+      stage<Term::kCentred>(groups[g].source, order, begin, end, first, positions_from(first),
+                            s.centre + g * kStagedPositions, out + g * s.num_staged);
+    }
+  };
+  stage_groups(0, rows, 0, staged);
   for (Index first = 0; first < acts.num_features; first += kStagedPositions) {
     Index const positions = positions_from(first), next = first + positions;
-    for (int g = 0; g < num_groups; ++g) {
-      stage<Term::kCentred>(groups[g].source, order, first, positions, s);
-      // The next positions are fetched during these sums, of a few samples at a time; groups in turns share the lines.
-      bool const fetches = next < acts.num_features && g == num_groups - 1;
-      auto const fetch_next = [&](Index row) __attribute__((always_inline)) {
-        for (Index i = row * kTile; fetches && i < (row + 2) * kTile && i < acts.num_samples; ++i) {
-          groups[0].source.fetch(order[i], next, positions_from(next));
+    Index const steps = num_groups * ((tiles + 1) / 2);
+    Index step = 0, num_fetched = 0, num_next = 0;
+    auto const fetch_next = [&] __attribute__((always_inline)) {
+      if (next >= acts.num_features) return;
+      if (stages_ahead) {  // what was fetched a step before
+        stage_groups(num_next, num_fetched, next, next_staged);
+        num_next = num_fetched;
+      }
+      for (Index const end = ++step * rows / steps; num_fetched < end; ++num_fetched) {
+        for (int g = 0; num_fetched < acts.num_samples && g < num_groups; g += kGroupsOfLine) {
+          groups[g].source.fetch(order[num_fetched], next, positions_from(next));
         }
-      };
-      add_staged_positions<Term>(s.staged, num_tiles(acts.num_samples), positions, fetch_next, groups[g].triangle);
+      }
+    };
+    for (int g = 0; g < num_groups; ++g) {
+      add_staged_positions<Term>(staged + g * s.num_staged, tiles, positions, fetch_next, groups[g].triangle);
     }
+    if (next < acts.num_features) stage_groups(num_next, rows, next, next_staged);
+    Pack* const used = staged;
+    staged = next_staged;
+    next_staged = used;
   }
 }
 
@@ -288,7 +320,7 @@ struct DistanceScratch {
   template <class Scalar>
   DistanceScratch(Scratch& memory, ActivationView<Scalar> const& acts)
       : maps(memory, acts.num_samples, has_long_maps(acts) ? kMapsAtOnce<Pack> : 0),
-        side_by_side(memory, acts.num_samples),
+        side_by_side(memory, acts.num_samples, groups_in_turns(acts)),
         others(memory.take<Pack>((groups_in_turns(acts) - 1) * triangle_elements(acts.num_samples))) {}
 
   MapScratch<Pack> maps;

@@ -25,7 +25,7 @@ struct NativePack<double> {
 // How the maps of a problem are read.
 struct Reading {
   bool in_turn = false;     // one filter after the other
-  int groups_in_turns = 1;  // so many groups of filters together
+  int groups_in_turns = 1;  // at most so many groups of filters together
 };
 
 template <class Scalar>
@@ -34,13 +34,16 @@ Reading reading_of(ActivationView<Scalar> const& acts) {
 }
 
 // Of groups of at most one member a lane. The fewest that do, as a group takes its time however few its members are;
-// but where maps are read one after the other, all threads get their share of them. Groups in turns, if every
-// thread has some, are one task.
+// but where maps are read one after the other, all threads get their share of them. Groups in turns are one task, if
+// every thread has several.
 template <class Pack>
 Index num_tasks(Index count, Reading const& reading, Index num_threads) {
   constexpr Index kLanes = Lanes<Pack>::kCount;
-  Index const together = kLanes * reading.groups_in_turns;
-  if (together > kLanes && count >= together * num_threads) return (count + together - 1) / together;
+  Index const share = count / (kLanes * num_threads);
+  if (share > 1 && reading.groups_in_turns > 1) {
+    Index const together = kLanes * num_threads * (share < reading.groups_in_turns ? share : reading.groups_in_turns);
+    return (count + together - 1) / together * num_threads;
+  }
   Index const width = kLanes * (reading.in_turn ? num_threads : 1);
   Index const groups = (count + width - 1) / width * (width / kLanes);
   return groups < count ? groups : count;
