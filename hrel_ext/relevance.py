@@ -163,6 +163,8 @@ def relevance_terms(
 def terms_of_batch(batch: Batch, sigma: float | Tensor | str | None, alpha: float) -> RelevanceTerms:
     """``relevance_terms`` of a batch that is prepared already; with a given sigma the host waits once.
 
+    On the CPU, where nothing is waited for, the labels and the widths are checked before the work, and else after it.
+
     Args:
         batch: of `prepare`.
         sigma, alpha: as for ``relevance``.
@@ -172,14 +174,23 @@ def terms_of_batch(batch: Batch, sigma: float | Tensor | str | None, alpha: floa
     """
     alpha = positive("alpha", alpha)
     classes, widths_used = batch.classes, filter_widths(sigma, batch)  # (F,)
+
+    def checked(given: list[float], class_offsets: list[int]) -> Tensor:
+        check_widths(given)  # before the results, which are NaN for a wrong width too
+        return _label_entropy(batch, class_offsets, alpha, widths_used)
+
+    small = (widths_used, classes.class_offsets)
+    labels_only = checked(*read(batch, *small)) if batch.acts.is_cpu else None  # ()
     entropy, joint_entropy = _ops.relevance(
         batch.acts, classes.order, classes.class_offsets, widths_used, alpha, batch.label_gram
     )  # (F,), (F,)
     difference = entropy - joint_entropy  # (F,), enqueued before the wait
-    own, given, class_offsets = read(batch, entropy, widths_used, classes.class_offsets)
-    check_widths(given)  # before the results, which are NaN for a wrong width too
+    if labels_only is None:
+        own, *others = read(batch, entropy, *small)
+        labels_only = checked(*others)
+    else:
+        own = entropy.tolist()
     check_finite(own)
-    labels_only = _label_entropy(batch, class_offsets, alpha, entropy)
     return RelevanceTerms(difference + labels_only, entropy, joint_entropy, labels_only)
 
 
