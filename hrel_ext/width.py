@@ -112,7 +112,8 @@ def _search(batch: Batch, multiples: Tensor, per_filter: bool) -> tuple[Tensor, 
     )  # (R,), (R, M)
     if batch.across is None:  # with negative elements <K, L> may vanish, and rounding make it negative
         alignment = torch.where(alignment.isnan(), -torch.inf, alignment)
-    return mean_distance, multiples[alignment.argmax(-1)] * mean_distance  # argmax takes the first maximum
+    best = alignment.max(-1).indices  # (R,), the first of equal maxima; argmax takes longer
+    return mean_distance, multiples.index_select(0, best) * mean_distance
 
 
 def _smallest_exact(dtype: torch.dtype) -> float:
