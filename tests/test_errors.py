@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import hrel_ext
+from hrel_ext import _ops
 
 ACTS, LABELS = torch.ones(8, 3), torch.arange(8)
 
@@ -252,6 +253,23 @@ def test_a_width_that_is_0_in_float32_is_named():
 def test_wrong_labels_are_named_before_wrong_activations(sigma):
     with raises(ValueError, "labels must be class ids >= 0, got -1"):
         hrel_ext.relevance(ACTS * math.nan, LABELS - 1, sigma=sigma)
+
+
+@pytest.mark.parametrize(
+    ("labels", "sigma", "message"),
+    (
+        (LABELS - 1, 1.0, "labels must be class ids >= 0, got -1"),
+        (
+            LABELS,
+            torch.tensor([1.0, -1.0, 1.0]),
+            "sigma must be > 0 and finite for every filter, got -1.0 for filter 1",
+        ),
+    ),
+)
+def test_what_needs_no_work_is_said_before_it_on_the_cpu(monkeypatch, labels, sigma, message):
+    monkeypatch.setattr(_ops, "relevance", None)  # a TypeError, were it called
+    with raises(ValueError, message):
+        hrel_ext.relevance(ACTS, labels, sigma=sigma)
 
 
 def test_errors_leave_the_next_call_alone():

@@ -235,7 +235,7 @@ template <class Pack>
 HREL_HD void transpose_units(Pack (&rows)[kUnitLanes<Pack>]) {
   using Lane = std::make_integer_sequence<int, Lanes<Pack>::kCount>;
   constexpr int kUnit = kUnitLanes<Pack>;
-  // Row r of 2 k goes in turns with row r + k; after as many steps as k has bits, rows are columns.
+  // Of 2 k rows, row r goes in turns with row r + k: after log2(2 k) such steps rows are columns.
   for (int step = 1; step < kUnit; step *= 2) {
     Pack next[kUnit];
 #pragma GCC unroll 2
