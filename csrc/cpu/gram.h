@@ -98,8 +98,8 @@ struct SideBySideScratch {
 };
 
 // Interleaved copy of `positions` values of the samples begin .. end - 1, which follow those staged before: [tile of
-// samples][position][sample in tile], lanes inside; with kCentred less the mean of the first four samples. As add_terms
-// not inlined.
+// samples][position][sample in tile], lanes inside; with kCentred less the mean of the first four samples. Not
+// inlined, as add_terms.
 template <bool kCentred, class Scalar, class Pack>
 static __attribute__((noinline)) void stage(FilterSource<Scalar, Pack> const& source, Index const* order, Index begin,
                                             Index end, Index first, Index positions, Pack* __restrict centre,

@@ -173,25 +173,28 @@ HREL_HD Pack load(Scalar const* values) {
   return pack;
 }
 
-// The lanes of a whose number holds kStep change places with those of b whose number does not.
-template <int kStep, class Pack, int... kLane>
-HREL_HD void exchange(Pack& a, Pack& b, std::integer_sequence<int, kLane...>) {
-  constexpr int kLanes = sizeof...(kLane);
-  Pack const first = __builtin_shufflevector(a, b, (kLane & kStep ? kLanes + kLane - kStep : kLane)...);
-  b = __builtin_shufflevector(a, b, (kLane & kStep ? kLanes + kLane : kLane + kStep)...);
-  a = first;
+// Of every kSize lanes of two packs the first halves, in turns, or the second ones.
+template <int kSize, bool kSecond, class Pack, int... kLane>
+HREL_HD Pack in_turns(Pack a, Pack b, std::integer_sequence<int, kLane...>) {
+  constexpr int kLanes = sizeof...(kLane), kFrom = kSecond ? kSize / 2 : 0;
+  return __builtin_shufflevector(a, b, (kLane / kSize * kSize + kFrom + kLane % kSize / 2 + kLane % 2 * kLanes)...);
 }
 
-// Transposes kSize packs, of each kSize lanes that lie side by side on their own; kSize divides the number of lanes.
-template <int kSize, int kStep = kSize / 2, class Pack>
+// Transposes kSize packs, of each kSize lanes that lie side by side on their own; kSize, a power of two, divides the
+// number of lanes.
+template <int kSize, class Pack>
 HREL_HD void transpose(Pack (&rows)[kSize]) {
-  if constexpr (kStep > 0) {
-    using Lane = std::make_integer_sequence<int, sizeof(Pack) / sizeof(rows[0][0])>;
-#pragma GCC unroll 16
-    for (int i = 0; i < kSize; ++i) {
-      if ((i & kStep) == 0) exchange<kStep>(rows[i], rows[i + kStep], Lane());
+  using Lane = std::make_integer_sequence<int, sizeof(Pack) / sizeof(rows[0][0])>;
+  // Row r goes in turns with row r + kSize / 2: after log2(kSize) such steps rows are columns.
+  for (int step = 1; step < kSize; step *= 2) {
+    Pack next[kSize];
+#pragma GCC unroll 8
+    for (int r = 0; r < kSize / 2; ++r) {
+      next[2 * r] = in_turns<kSize, false>(rows[r], rows[r + kSize / 2], Lane());
+      next[2 * r + 1] = in_turns<kSize, true>(rows[r], rows[r + kSize / 2], Lane());
     }
-    transpose<kSize, kStep / 2>(rows);
+#pragma GCC unroll 16
+    for (int r = 0; r < kSize; ++r) rows[r] = next[r];
   }
 }
 
@@ -222,32 +225,6 @@ HREL_HD Pack load_units(Value const* const* units, int step, Index offset) {
   }
 }
 
-// The low halves of the units of two packs, in turns, or the high halves.
-template <bool kHigh, class Pack, int... kLane>
-HREL_HD Pack in_turns(Pack a, Pack b, std::integer_sequence<int, kLane...>) {
-  constexpr int kLanes = sizeof...(kLane), kUnit = kUnitLanes<Pack>;
-  return __builtin_shufflevector(
-      a, b, (kLane / kUnit * kUnit + (kHigh ? kUnit / 2 : 0) + kLane % kUnit / 2 + kLane % 2 * kLanes)...);
-}
-
-// Transposes the units of as many packs as one has lanes.
-template <class Pack>
-HREL_HD void transpose_units(Pack (&rows)[kUnitLanes<Pack>]) {
-  using Lane = std::make_integer_sequence<int, Lanes<Pack>::kCount>;
-  constexpr int kUnit = kUnitLanes<Pack>;
-  // Of 2 k rows, row r goes in turns with row r + k: after log2(2 k) such steps rows are columns.
-  for (int step = 1; step < kUnit; step *= 2) {
-    Pack next[kUnit];
-#pragma GCC unroll 2
-    for (int r = 0; r < kUnit / 2; ++r) {
-      next[2 * r] = in_turns<false>(rows[r], rows[r + kUnit / 2], Lane());
-      next[2 * r + 1] = in_turns<true>(rows[r], rows[r + kUnit / 2], Lane());
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < kUnit; ++r) rows[r] = next[r];
-  }
-}
-
 // Calls take(p, values) for kUnits units of positions, p on, of rows that lie contiguous.
 template <int kUnits, class Pack, class Value, class Take>
 HREL_HD void interleave_units(Value const* const* rows, int p, Take const& take) {
@@ -261,7 +238,7 @@ HREL_HD void interleave_units(Value const* const* rows, int p, Take const& take)
   }
 #pragma GCC unroll 4
   for (int u = 0; u < kUnits; ++u) {
-    transpose_units(block[u]);
+    transpose(block[u]);
 #pragma GCC unroll 4
     for (int q = 0; q < kUnit; ++q) take(p + u * kUnit + q, block[u][q]);
   }

@@ -281,8 +281,9 @@ template <class Pack, class IsKnown>
 HREL_HD bool distances_of_products(Index num_samples, IsKnown const& is_known, MapScratch<Pack> const& s) {
   using Wide = WidePack<Pack>;
   constexpr Index kLanes = Lanes<Wide>::kCount;
-  auto* const norms = reinterpret_cast<typename Lanes<Pack>::Scalar*>(s.panels);               // which are done with
-  for (Index i = 0; i < s.num_rows; ++i) norms[i] = i < num_samples ? s.row(i)[i] : norms[0];  // as samples_of_pack
+  auto* const norms = reinterpret_cast<typename Lanes<Pack>::Scalar*>(s.panels);  // which are done with
+  // Past the last sample stands the first one, see samples_of_pack.
+  for (Index i = 0; i < s.num_rows; ++i) norms[i] = i < num_samples ? s.row(i)[i] : norms[0];
   auto known = Wide{} <= Wide{};
   for (Index i = 0; i < num_samples; ++i) {
     Wide* const row = s.squares + i * s.packs;
