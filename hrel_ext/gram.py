@@ -6,14 +6,13 @@ K_ij = exp(-|x_i - x_j|^2 / (c sigma^2)), with c = 1 for "hrel" and c = 2 for "y
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hrel_ext._batch import positive
+from hrel_ext._batch import is_real, positive
 from hrel_ext._ops import check_memory, result_dtype
 from hrel_ext.width import kernel_width
 
@@ -181,7 +180,7 @@ def _widths(x: Tensor, sigma: float | Tensor | str, factor: float, labels: Tenso
     if isinstance(sigma, str):
         return _widths_by_rule(x.detach(), sigma, factor, labels).double()
     if not isinstance(sigma, Tensor):
-        if not isinstance(sigma, Real) or isinstance(sigma, bool):
+        if not is_real(sigma):
             raise TypeError(f"{_SIGMA_RULE}, got {type(sigma).__name__}")
         return torch.tensor(positive("sigma", sigma), dtype=torch.float64, device=x.device)
     if not sigma.dtype.is_floating_point:

@@ -3,13 +3,12 @@
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from hrel_ext import _ops
-from hrel_ext._batch import LABEL_SIGMA, Batch, check_finite, positive, prepare, read
+from hrel_ext._batch import LABEL_SIGMA, Batch, check_finite, is_real, positive, prepare, read
 from hrel_ext._ops import result_dtype
 
 
@@ -62,7 +61,7 @@ def kernel_width(
         [1.57]
     """
     low = positive("low", low)
-    if not isinstance(high, Real) or isinstance(high, bool):
+    if not is_real(high):
         raise TypeError(f"high must be a real number, got {type(high).__name__}")
     if not (low <= float(high) < math.inf):
         raise ValueError(f"high must be >= low = {low} and finite, got {high}")
@@ -220,7 +219,7 @@ class MovingWidth:
 
 
 def _checked_decay(decay: object) -> float:
-    if not isinstance(decay, Real) or isinstance(decay, bool):
+    if not is_real(decay):
         raise TypeError(f"decay must be a real number, got {type(decay).__name__}")
     if not 0 <= float(decay) < 1:
         raise ValueError(f"decay must be >= 0 and < 1, got {decay}")
