@@ -256,8 +256,9 @@ HREL_HD void alignment_of_kernels(LabelView<Scalar> const& labels, Index n, Scal
         double const ratio = narrowest / multiples[m + lane < end ? m + lane : m];
         inverse_square[lane] = static_cast<Value>(ratio * ratio);
       }
+      Wide const twice = inverse_square + inverse_square, rate = inverse_square * static_cast<Value>(-kLog2OfE);
       for (Index b = 0; b < held; ++b) {
-        Wide const kernel = 1 - one_minus_exp(inverse_square * s.centres[b]), twice = inverse_square + inverse_square;
+        Wide const kernel = 1 - one_minus_exp2(rate * s.centres[b]);
 #pragma GCC unroll 8
         for (int k = 0; k < kKernels; ++k) {
           products[k] += kernel * series(s.labelled[b * kKernels + k], inverse_square);

@@ -18,14 +18,12 @@ typedef float FloatPack __attribute__((vector_size(32)));
 typedef double DoublePack __attribute__((vector_size(32)));
 typedef std::int32_t FloatExponent __attribute__((vector_size(32)));
 typedef std::int64_t DoubleExponent __attribute__((vector_size(32)));
-typedef std::int32_t DoubleStep __attribute__((vector_size(16)));  // a type that every level converts from double
 #else
 inline constexpr int kPackBytes = 16;
 typedef float FloatPack __attribute__((vector_size(16)));
 typedef double DoublePack __attribute__((vector_size(16)));
 typedef std::int32_t FloatExponent __attribute__((vector_size(16)));
 typedef std::int64_t DoubleExponent __attribute__((vector_size(16)));
-typedef std::int32_t DoubleStep __attribute__((vector_size(8)));
 #endif
 #if defined(__AVX512VL__)
 inline constexpr int kRegisters = 32;
@@ -40,9 +38,8 @@ template <>
 struct Lanes<FloatPack> {
   using Scalar = float;
   using Exponent = FloatExponent;
-  using Step = FloatExponent;
   static constexpr int kCount = kPackBytes / sizeof(float);
-  static constexpr int kMantissaBits = 23, kExponentBias = 127, kExpTerms = 7;
+  static constexpr int kMantissaBits = 23, kExpTerms = 7;
   static constexpr float kSmallestExponent = -126;
   static constexpr float kNegligibleSquare =
       1e-30F;  // below it a column counts as reduced; squares stay normal numbers
@@ -52,9 +49,8 @@ template <>
 struct Lanes<DoublePack> {
   using Scalar = double;
   using Exponent = DoubleExponent;
-  using Step = DoubleStep;
   static constexpr int kCount = kPackBytes / sizeof(double);
-  static constexpr int kMantissaBits = 52, kExponentBias = 1023, kExpTerms = 14;
+  static constexpr int kMantissaBits = 52, kExpTerms = 14;
   static constexpr double kSmallestExponent = -1022;
   static constexpr double kNegligibleSquare = 1e-290;
 };
@@ -67,7 +63,6 @@ typedef std::int32_t WideFloatExponent __attribute__((vector_size(64)));
 template <>
 struct Lanes<WideFloatPack> : Lanes<FloatPack> {
   using Exponent = WideFloatExponent;
-  using Step = WideFloatExponent;
   static constexpr int kCount = 16;
 };
 #else
@@ -262,19 +257,22 @@ HREL_HD void interleave(Scalar const* const* rows, Index stride, int count, Take
   }
 }
 
-// 1 - exp(-t) for t >= 0 to a small relative error also for tiny t: with -t = (k + r) ln 2, |r| <= 1/2, it is
+inline constexpr double kLog2OfE = 1.44269504088896340736;
+
+// 1 - 2^x for x <= 0 to a small relative error also for x near 0: with x = k + r, |r| <= 1/2, it is
 // -(2^k (2^r - 1) + (2^k - 1)). 2^r - 1 by its Taylor series, whose rest is below half a unit of the last place.
-// NaN stays NaN; infinity gives 1.
+// NaN stays NaN; minus infinity gives 1.
 template <class Pack>
-HREL_HD Pack one_minus_exp(Pack t) {
+HREL_HD Pack one_minus_exp2(Pack x) {
   using L = Lanes<Pack>;
   using Scalar = typename L::Scalar;
-  Pack const exponent = t * static_cast<Scalar>(-1.44269504088896340736);
+  using Bits = typename L::Exponent;
+  // Added to a number, it leaves no bits below 1, and the lowest ones are those of the nearest integer.
+  constexpr Scalar kRounder = Scalar(1.5) * static_cast<Scalar>(std::int64_t{1} << L::kMantissaBits);
   Pack const smallest = splat<Pack>(L::kSmallestExponent);
-  Pack const x = exponent < smallest ? smallest : exponent;
-  auto const whole =
-      __builtin_convertvector(x - Scalar(0.5), typename L::Step);  // truncates towards 0, x <= 0: nearest
-  Pack const r = x - __builtin_convertvector(whole, Pack);
+  x = x < smallest ? smallest : x;
+  Pack const rounded = x + kRounder;
+  Pack const r = x - (rounded - kRounder);
   constexpr auto kTaylor = [] {
     struct {
       Scalar value[L::kExpTerms];
@@ -287,8 +285,8 @@ HREL_HD Pack one_minus_exp(Pack t) {
   Pack series = splat<Pack>(kTaylor.value[L::kExpTerms - 1]);
 #pragma GCC unroll 14
   for (int k = L::kExpTerms - 2; k >= 0; --k) series = series * r + kTaylor.value[k];
-  auto const bits = (__builtin_convertvector(whole, typename L::Exponent) + L::kExponentBias) << L::kMantissaBits;
-  Pack const power = __builtin_bit_cast(Pack, bits);
+  Bits const bits = __builtin_bit_cast(Bits, rounded) << L::kMantissaBits;  // of k alone
+  Pack const power = __builtin_bit_cast(Pack, bits + __builtin_bit_cast(Bits, splat<Pack>(1)));
   return -(series * r * power + (power - 1));
 }
 

@@ -34,18 +34,16 @@ struct RelevanceScratch : EntropyScratch<Pack> {
   }
 };
 
-// triangle = A - 11'/N = -(1 - exp(-d2 / sigma^2)) / N, padding 0. Returns 0, or NaN for a lane with a value not
-// finite.
+// triangle = A - 11'/N = -(1 - 2^(rate d2)) / N, padding 0. Returns 0, or NaN for a lane with a value not finite.
 template <class Pack>
-HREL_HD Pack centred_gaussian(Pack* triangle, Index n, Pack inverse_sigma) {
+HREL_HD Pack centred_gaussian(Pack* triangle, Index n, Pack rate) {
   using Scalar = typename Lanes<Pack>::Scalar;
   Pack not_finite{};
   for (Index i = 0; i < n; ++i) not_finite += triangle[element_offset(i, i)];
   Scalar const scale = Scalar(-1) / static_cast<Scalar>(n);
-  WidePack<Pack> const inverse = repeat(inverse_sigma);
+  WidePack<Pack> const rates = repeat(rate);
   for (Index q = 0; q < triangle_elements(n); q += kNeighbours<Pack>) {
-    // Twice times 1/sigma: its square may not be a normal number.
-    store_neighbours(triangle + q, one_minus_exp(load_neighbours(triangle + q) * inverse * inverse) * scale);
+    store_neighbours(triangle + q, one_minus_exp2(load_neighbours(triangle + q) * rates) * scale);
   }
   for (Index i = 0; i < n; ++i) triangle[element_offset(i, i)] = Pack{};
   clear_padding(triangle, n);
@@ -56,22 +54,24 @@ HREL_HD Pack centred_gaussian(Pack* triangle, Index n, Pack inverse_sigma) {
 template <class Scalar, class Pack>
 struct RelevanceGroup {
   DistanceGroup<Scalar, Pack, KernelsKnown<Pack>> distances;
-  Pack inverse_sigma;  // of the maps as they are scaled
+  Pack rate;  // -log2(e) / sigma^2, of the maps as they are scaled
 };
 
 template <class Scalar, class Pack>
 HREL_HD RelevanceGroup<Scalar, Pack> relevance_group(ActivationView<Scalar> const& acts, Scalar const* sigma,
                                                      Index first_filter, int num_filters, Pack* triangle) {
   using Value = typename Lanes<Pack>::Scalar;
-  Pack scale, inverse_sigma;
+  Pack scale, variance, rate;
   for (int lane = 0; lane < Lanes<Pack>::kCount; ++lane) {
     double const width = sigma[first_filter + (lane < num_filters ? lane : 0)];
-    // width * power lies in [1, 2), so that no square leaves the range of numbers that matter.
-    double const power = power_of_two_scale<Pack>(width);
+    // width * power lies in [1, 2), or for the least numbers near it, so that no square leaves the range of numbers
+    // that matter.
+    double const power = power_of_two_scale<Pack>(width), square = width * power * (width * power);
     scale[lane] = static_cast<Value>(power);
-    inverse_sigma[lane] = static_cast<Value>(1 / (width * power));
+    variance[lane] = static_cast<Value>(square);
+    rate[lane] = static_cast<Value>(-kLog2OfE / square);
   }
-  return {{{acts, first_filter, num_filters, scale}, {1 / (inverse_sigma * inverse_sigma)}, triangle}, inverse_sigma};
+  return {{{acts, first_filter, num_filters, scale}, {variance}, triangle}, rate};
 }
 
 // Calls visit(first, count, scratch, not_finite, place) for every group of the filters first_filter .. first_filter +
@@ -82,18 +82,18 @@ HREL_HD void for_each_group(ActivationView<Scalar> const& acts, Index const* ord
                             Index first_filter, int num_filters, RelevanceScratch<Pack> const& s, Visit const& visit) {
   constexpr int kLanes = Lanes<Pack>::kCount;
   DistanceGroup<Scalar, Pack, KernelsKnown<Pack>> groups[kGroupsInTurns] = {};
-  Pack inverse_sigma[kGroupsInTurns];
+  Pack rate[kGroupsInTurns];
   int const num_groups = (num_filters + kLanes - 1) / kLanes;
   auto const size = [&](int g) { return num_filters - g * kLanes < kLanes ? num_filters - g * kLanes : kLanes; };
   for (int g = 0; g < num_groups; ++g) {
     auto const group = relevance_group(acts, sigma, first_filter + g * kLanes, size(g), s.of_group(g).triangle);
     groups[g] = group.distances;
-    inverse_sigma[g] = group.inverse_sigma;
+    rate[g] = group.rate;
   }
   squared_distances(groups, num_groups, order, s.distances);
   for (int g = 0; g < num_groups; ++g) {
     RelevanceScratch<Pack> const own = s.of_group(g);
-    Pack const not_finite = centred_gaussian(own.triangle, acts.num_samples, inverse_sigma[g]);
+    Pack const not_finite = centred_gaussian(own.triangle, acts.num_samples, rate[g]);
     visit(first_filter + g * kLanes, size(g), own, not_finite, g * kLanes);
   }
 }

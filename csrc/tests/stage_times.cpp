@@ -52,7 +52,7 @@ void add_stages_of_group(RelevanceProblem<float> const& problem, Index first_fil
   };
   squared_distances(&group.distances, 1, problem.labels.order, s.distances);
   end(kDistances);
-  centred_gaussian(s.triangle, n, group.inverse_sigma);
+  centred_gaussian(s.triangle, n, group.rate);
   end(kExp);
   reduce_class_blocks(problem.labels, s);
   end(kJoint);
