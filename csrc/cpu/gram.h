@@ -11,7 +11,7 @@
 
 namespace hrel::cpu::HREL_LEVEL {
 
-inline constexpr Index kStagedPositions = 32;  // two tiles of rows, 4 KB each, stay in the first-level cache
+inline constexpr Index kStagedPositions = 32;  // 4 KB for a tile of samples
 
 // Below it, products save less than the pass takes that makes distances of them.
 inline constexpr Index kShortMap = 24;
@@ -122,67 +122,85 @@ static __attribute__((noinline)) void stage(FilterSource<Scalar, Pack> const& so
   }
 }
 
-// One tile of columns in kTileRows tiles of rows, one below the other: sums of Term over the staged positions. The sum
-// begins at 0: one long float32 sum would lose digits.
-template <class Term, int kTileRows, class Pack>
-HREL_HD void add_terms_of_tiles(Pack const* rows, Pack const* columns, Index positions,
-                                Pack* const (&tiles)[kTileRows]) {
-  constexpr int kColumns = kTile / kNeighbours<Pack>, kRows = kTileRows * kTile;
-  constexpr int kRowsAtOnce = kRegisters >= 32 ? kRows : 2;  // whose sums fit the registers
-  for (int first = 0; first < kRows; first += kRowsAtOnce) {
-    WidePack<Pack> sum[kRowsAtOnce][kColumns] = {};
+// What the triangle holds before the terms are added to it.
+enum class Before { kNothing, kSums };
+
+// Tiles of columns whose sums, of one tile of rows, fit the registers beside what they are made of.
+template <class Pack>
+inline constexpr int kTilesAtOnce =
+    kRegisters - 8 < 2 * kTile * kTile / kNeighbours<Pack> ? 1 : (kRegisters - 8) / (kTile * kTile / kNeighbours<Pack>);
+
+// kTiles tiles side by side, of one tile of rows: sums of Term over the staged positions. The sum begins at 0: one long
+// float32 sum would lose digits.
+template <class Term, int kTiles, class Pack>
+HREL_HD void add_terms_of_tiles(Pack const* rows, Pack const* columns, Index positions, Before before, Pack* tiles) {
+  constexpr int kColumns = kTile / kNeighbours<Pack>;  // of a tile, in registers
+  constexpr int kRowsAtOnce = kTiles * kColumns * kTile < kRegisters ? kTile : 2;
+  for (int first = 0; first < kTile; first += kRowsAtOnce) {
+    WidePack<Pack> sum[kRowsAtOnce][kTiles * kColumns] = {};
+#pragma GCC unroll 2
     for (Index p = 0; p < positions; ++p) {
-      WidePack<Pack> column[kColumns];
+      WidePack<Pack> column[kTiles * kColumns];
+#pragma GCC unroll 12
+      for (int c = 0; c < kTiles * kColumns; ++c) {
+        column[c] =
+            load_neighbours(columns + (c / kColumns * positions + p) * kTile + c % kColumns * kNeighbours<Pack>);
+      }
 #pragma GCC unroll 4
-      for (int c = 0; c < kColumns; ++c) column[c] = load_neighbours(columns + p * kTile + c * kNeighbours<Pack>);
-#pragma GCC unroll 8
       for (int i = 0; i < kRowsAtOnce; ++i) {
-        Index const row = first + i;
-        WidePack<Pack> const value = load_repeated(rows + row / kTile * kTile * positions + p * kTile + row % kTile);
-#pragma GCC unroll 4
-        for (int c = 0; c < kColumns; ++c) Term::add(value, column[c], sum[i][c]);
+        WidePack<Pack> const value = load_repeated(rows + p * kTile + first + i);
+#pragma GCC unroll 12
+        for (int c = 0; c < kTiles * kColumns; ++c) Term::add(value, column[c], sum[i][c]);
       }
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < kRowsAtOnce; ++i) {
-      Pack* const out = tiles[(first + i) / kTile] + (first + i) % kTile * kTile;
 #pragma GCC unroll 4
-      for (int c = 0; c < kColumns; ++c) {
-        Pack* const elements = out + c * kNeighbours<Pack>;
-        store_neighbours(elements, load_neighbours(elements) + sum[i][c]);
+    for (int i = 0; i < kRowsAtOnce; ++i) {
+#pragma GCC unroll 12
+      for (int c = 0; c < kTiles * kColumns; ++c) {
+        Pack* const elements = tiles + (c / kColumns * kTile + first + i) * kTile + c % kColumns * kNeighbours<Pack>;
+        if (before == Before::kSums) sum[i][c] += load_neighbours(elements);
+        store_neighbours(elements, sum[i][c]);
       }
     }
   }
 }
 
-// triangle += Term over the staged positions. Calls meanwhile() before every other row of tiles.
+// How often add_staged_positions calls meanwhile().
+template <class Pack>
+HREL_HD Index num_steps(Index tiles) {
+  Index steps = 0;
+  for (Index column = 0; column < tiles; column += kTilesAtOnce<Pack>) steps += tiles - column;
+  return steps;
+}
+
+// triangle += Term over the staged positions, of a few columns of tiles at a time, which stay in the first-level cache.
+// Calls meanwhile() before each row of these.
 template <class Term, class Pack, class Meanwhile>
-HREL_HD void add_staged_positions(Pack const* staged, Index tiles, Index positions, Meanwhile const& meanwhile,
-                                  Pack* triangle) {
+HREL_HD void add_staged_positions(Pack const* staged, Index tiles, Index positions, Before before,
+                                  Meanwhile const& meanwhile, Pack* triangle) {
+  constexpr int kTiles = kTilesAtOnce<Pack>;
   Index const step = kTile * positions;
-  Index row = 0;
-  for (; row + 1 < tiles; row += 2) {
-    meanwhile();
-    Pack const* const rows = staged + row * step;
-    for (Index column = 0; column <= row; ++column) {
-      Pack* const pair[] = {triangle + tile_offset(row, column), triangle + tile_offset(row + 1, column)};
-      add_terms_of_tiles<Term, 2>(rows, staged + column * step, positions, pair);
+  for (Index column = 0; column < tiles; column += kTiles) {
+    Pack const* const columns = staged + column * step;
+    for (Index row = column; row < tiles; ++row) {
+      meanwhile();
+      Pack const* const rows = staged + row * step;
+      Pack* const out = triangle + tile_offset(row, column);
+      if (row - column + 1 >= kTiles) {
+        add_terms_of_tiles<Term, kTiles>(rows, columns, positions, before, out);
+      } else if (row == column) {
+        add_terms_of_tiles<Term, 1>(rows, columns, positions, before, out);
+      } else {
+        add_terms_of_tiles<Term, 2>(rows, columns, positions, before, out);
+      }
     }
-    Pack* const last[] = {triangle + tile_offset(row + 1, row + 1)};
-    add_terms_of_tiles<Term, 1>(rows + step, rows + step, positions, last);
-  }
-  if (row == tiles) return;
-  meanwhile();
-  for (Index column = 0; column <= row; ++column) {
-    Pack* const single[] = {triangle + tile_offset(row, column)};
-    add_terms_of_tiles<Term, 1>(staged + row * step, staged + column * step, positions, single);
   }
 }
 
 // The triangle of every group += Term over all positions.
 template <class Term, class Scalar, class Pack, class IsKnown>
 HREL_HD void add_positions_side_by_side(DistanceGroup<Scalar, Pack, IsKnown> const* groups, int num_groups,
-                                        Index const* order, SideBySideScratch<Pack> const& s) {
+                                        Index const* order, Before before, SideBySideScratch<Pack> const& s) {
   constexpr int kGroupsOfLine = 64 / (sizeof(Scalar) * Lanes<Pack>::kCount);
   ActivationView<Scalar> const& acts = groups[0].source.acts;
   Index const rows = padded(acts.num_samples), tiles = num_tiles(acts.num_samples);
@@ -203,23 +221,24 @@ HREL_HD void add_positions_side_by_side(DistanceGroup<Scalar, Pack, IsKnown> con
   stage_groups(0, rows, 0, staged);
   for (Index first = 0; first < acts.num_features; first += kStagedPositions) {
     Index const positions = positions_from(first), next = first + positions;
-    Index const steps = num_groups * ((tiles + 1) / 2);
+    Index const steps = num_groups * num_steps<Pack>(tiles);
     Index step = 0, num_fetched = 0, num_next = 0;
     auto const fetch_next = [&] __attribute__((always_inline)) {
-      if (next >= acts.num_features) return;
+      if (next >= acts.num_features || num_fetched * steps >= ++step * rows) return;
       if (stages_ahead) {  // what was fetched a step before
         stage_groups(num_next, num_fetched, next, next_staged);
         num_next = num_fetched;
       }
-      for (Index const end = ++step * rows / steps; num_fetched < end; ++num_fetched) {
+      for (; num_fetched * steps < step * rows; ++num_fetched) {
         for (int g = 0; num_fetched < acts.num_samples && g < num_groups; g += kGroupsOfLine) {
           groups[g].source.fetch(order[num_fetched], next, positions_from(next));
         }
       }
     };
     for (int g = 0; g < num_groups; ++g) {
-      add_staged_positions<Term>(staged + g * s.num_staged, tiles, positions, fetch_next, groups[g].triangle);
+      add_staged_positions<Term>(staged + g * s.num_staged, tiles, positions, before, fetch_next, groups[g].triangle);
     }
+    before = Before::kSums;
     if (next < acts.num_features) stage_groups(num_next, rows, next, next_staged);
     Pack* const used = staged;
     staged = next_staged;
@@ -263,13 +282,10 @@ HREL_HD void squared_distances_side_by_side(DistanceGroup<Scalar, Pack, IsKnown>
                                             Index const* order, SideBySideScratch<Pack> const& s) {
   ActivationView<Scalar> const& acts = groups[0].source.acts;
   Index const n = acts.num_samples, elements = triangle_elements(n);
-  for (int g = 0; g < num_groups; ++g) {
-    for (Index q = 0; q < elements; ++q) groups[g].triangle[q] = Pack{};
-  }
   if (!std::is_same_v<typename Lanes<Pack>::Scalar, float> || acts.num_features < kShortMap) {
-    return add_positions_side_by_side<SquaredDifference>(groups, num_groups, order, s);
+    return add_positions_side_by_side<SquaredDifference>(groups, num_groups, order, Before::kNothing, s);
   }
-  add_positions_side_by_side<Product>(groups, num_groups, order, s);
+  add_positions_side_by_side<Product>(groups, num_groups, order, Before::kNothing, s);
   for (int g = 0; g < num_groups; ++g) {
     DistanceGroup<Scalar, Pack, IsKnown> group = groups[g];
     Pack const unknown = distances_of_products_side_by_side(n, group.is_known.in_lanes(), s, group.triangle);
@@ -278,7 +294,7 @@ HREL_HD void squared_distances_side_by_side(DistanceGroup<Scalar, Pack, IsKnown>
     if (all) continue;
     for (Index q = 0; q < elements; ++q) group.triangle[q] = unknown == 0 ? group.triangle[q] : Pack{};
     group.source.scale *= unknown;  // to the others nothing is added
-    add_positions_side_by_side<SquaredDifference>(&group, 1, order, s);
+    add_positions_side_by_side<SquaredDifference>(&group, 1, order, Before::kSums, s);
   }
 }
 
