@@ -29,28 +29,32 @@ struct Reflectors {
 };
 
 // Rows of a tile that a pass takes at a time: their vectors stay in registers, of which there are more where packs have
-// neighbours.
+// neighbours. Not all of a whole tile's do; to read these again takes less than to read the columns twice.
 template <class Pack>
-inline constexpr int kRowsOfPass = kNeighbours<Pack>;
+inline constexpr int kRowsOfPass = kNeighbours<Pack> > 1 ? kTile : 1;
 
 // One or more columns of a tile: A -= v_i w_j' + w_i v_j', y_i += A x_j and, off the diagonal, y_j += A' x_i.
 template <class Pack>
 struct RowsOfPass {
   using Wide = WidePack<Pack>;
-  Wide v[2][kRowsOfPass<Pack>], w[2][kRowsOfPass<Pack>], x[2][kRowsOfPass<Pack>], sum[2][kRowsOfPass<Pack>];
+  static constexpr int kRows = kRowsOfPass<Pack>;
+  Wide v[2][kRows], w[2][kRows], x[2][kRows];
+  Wide sum[2][kRows / kNeighbours<Pack>][kNeighbours<Pack>];
 
   HREL_HD RowsOfPass(Reflectors<Pack> const& s, Index first) {
 #pragma GCC unroll 2
     for (int k = 0; k < 2; ++k) {
-#pragma GCC unroll 2
-      for (int i = 0; i < kRowsOfPass<Pack>; ++i) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) {
         v[k][i] = load_repeated(s.v[k] + first + i);
         w[k][i] = load_repeated(s.w[k] + first + i);
         x[k][i] = load_repeated(s.x[k] + first + i);
-        sum[k][i] = Wide{};
+        of_row(k, i) = Wide{};
       }
     }
   }
+
+  HREL_HD Wide& of_row(int k, int i) { return sum[k][i / kNeighbours<Pack>][i % kNeighbours<Pack>]; }
 
   template <bool kOnDiagonal>
   HREL_HD void columns(Reflectors<Pack> const& s, Index j, Pack* __restrict tile) {
@@ -62,16 +66,16 @@ struct RowsOfPass {
       y0 = load_neighbours(s.y[0] + j);
       y1 = load_neighbours(s.y[1] + j);
     }
-#pragma GCC unroll 2
-    for (int i = 0; i < kRowsOfPass<Pack>; ++i) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
       Wide element = load_neighbours(tile + i * kTile);
       element -= v[0][i] * w0;
       element -= w[0][i] * v0;
       element -= v[1][i] * w1;
       element -= w[1][i] * v1;
       store_neighbours(tile + i * kTile, element);
-      sum[0][i] += element * x0;
-      sum[1][i] += element * x1;
+      of_row(0, i) += element * x0;
+      of_row(1, i) += element * x1;
       if constexpr (!kOnDiagonal) {
         y0 += element * x[0][i];
         y1 += element * x[1][i];
@@ -105,8 +109,12 @@ HREL_HD void update_and_multiply(Pack* triangle, Index size, Reflectors<Pack> co
       for (int c = 0; c < kTile; c += kNeighbours<Pack>) rows.template columns<true>(s, i + c, tile + c);
 #pragma GCC unroll 2
       for (int k = 0; k < 2; ++k) {
-        Pack* const y = s.y[k] + i + first;
-        store_neighbours(y, load_neighbours(y) + sums_of_neighbours<Pack>(rows.sum[k]));
+        Pack* y = s.y[k] + i + first;
+#pragma GCC unroll 2
+        for (auto const& neighbours : rows.sum[k]) {
+          store_neighbours(y, load_neighbours(y) + sums_of_neighbours<Pack>(neighbours));
+          y += kNeighbours<Pack>;
+        }
       }
     }
   }
