@@ -201,12 +201,13 @@ def _check(acts: Tensor, order: Tensor, class_offsets: Tensor, label_gram: Tenso
 
     NotImplementedError where a derivative would be wanted: without one of its own, an op would leave it None.
     """
-    on_cpu = acts.is_cpu
-    if acts.dim() != 3 or acts.dtype not in _PROBLEMS or (on_cpu and acts.dtype in _HALF):
+    shape, dtype, device = acts.shape, acts.dtype, acts.device
+    on_cpu = device.type == "cpu"
+    if len(shape) != 3 or dtype not in _PROBLEMS or (on_cpu and dtype in _HALF):
         dtypes = "float32 or float64" if on_cpu else "float16, bfloat16, float32 or float64"
-        raise ValueError(f"acts must be (N, F, D) of {dtypes}, got {tuple(acts.shape)} of {acts.dtype}")
-    (num_samples, num_filters, _), result, device = acts.shape, result_dtype(acts), acts.device
-    _check_operand("acts", acts, acts.shape, acts.dtype, device)
+        raise ValueError(f"acts must be (N, F, D) of {dtypes}, got {tuple(shape)} of {dtype}")
+    (num_samples, num_filters, _), result = shape, result_dtype(acts)
+    _check_operand("acts", acts, shape, dtype, device)
     _check_operand("order", order, (num_samples,), torch.int64, device)
     _check_operand("class_offsets", class_offsets, (num_samples + 1,), torch.int64, device)
     for name, tensor in others.items():
@@ -289,6 +290,11 @@ def sort_by_class(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     positions = torch.arange(num_samples + 1, device=labels.device)  # (N + 1,)
     positions[1:num_samples].masked_fill_(in_order[1:] == in_order[:-1], num_samples)
     return order, positions.sort().values, in_order[:1]
+
+
+def entropy_of_eigenvalues(eigenvalues: list[float], alpha: float) -> float:
+    """The entropy in bits of a matrix with these eigenvalues, of sum 1; one that rounding made negative counts as 0."""
+    return _C.entropy_of_eigenvalues(eigenvalues, alpha)
 
 
 @_op(

@@ -1,11 +1,12 @@
 """Entropy of the labels, in closed form."""
 # SPDX-License-Identifier: MIT
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+
+from hrel_ext import _ops
 
 
 def label_entropy(class_offsets: Sequence[int], across: float, alpha: float) -> float:
@@ -26,20 +27,13 @@ def label_entropy(class_offsets: Sequence[int], across: float, alpha: float) -> 
 
     Source: Sanchez Giraldo, Rao, Principe, doi 10.1109/TIT.2014.2370058.
     """
+    num_samples = class_offsets[-1]
+    filled = class_offsets[: class_offsets.index(num_samples) + 1]  # the offsets of what follows are all N
     # (C,), the shares of the classes that have samples
-    spectrum = [(last - first) / class_offsets[-1] for first, last in pairwise(class_offsets) if last > first]
+    spectrum = [(last - first) / num_samples for first, last in pairwise(filled) if last > first]
     if across:
         shares = np.array(spectrum)
         root = np.sqrt(shares)  # (C,)
         eigenvalues = np.linalg.eigvalsh(np.diag((1 - across) * shares) + across * np.outer(root, root))  # (C,)
-        spectrum = eigenvalues[eigenvalues > 0].tolist()  # one that rounding made negative is 0
-    # A few classes are no work for NumPy, which takes longer to start.
-    beta = alpha - 1
-    if beta == 0:
-        return -math.fsum(share * math.log2(share) for share in spectrum)
-    if abs(beta) <= 0.3:  # near 1 the quotient below would cancel, far from it this one does
-        change = math.fsum(share * math.expm1(beta * math.log(share)) for share in spectrum)
-        return -math.log1p(change) / (beta * math.log(2))
-    largest = max(spectrum)  # taken out: a large alpha would underflow
-    total = math.fsum((share / largest) ** alpha for share in spectrum)
-    return (math.log2(total) + alpha * math.log2(largest)) / (1 - alpha)
+        spectrum = eigenvalues.tolist()
+    return _ops.entropy_of_eigenvalues(spectrum, alpha)

@@ -4,10 +4,12 @@
 #include <pybind11/stl.h>
 
 #include <type_traits>
+#include <vector>
 
 #include "bindings/arguments.h"
 #include "cpu/launch.h"
 #include "cuda/launch.h"
+#include "numerics/entropy.h"
 
 namespace py = pybind11;
 namespace hrel::bindings {
@@ -102,6 +104,12 @@ PYBIND11_MODULE(_C, module) {
   bindings::define_problem_of_matrices<double>(module, "float64");
   module.def("sort_by_class", &bindings::sort_by_class, py::kw_only(), py::arg("labels_ptr"), py::arg("num_samples"),
              py::arg("order_ptr"), py::arg("class_offsets_ptr"), py::arg("smallest_ptr"));
+  module.def(
+      "entropy_of_eigenvalues",
+      [](std::vector<double> const& eigenvalues, double alpha) {
+        return entropy_bits_of_eigenvalues(eigenvalues.data(), static_cast<Index>(eigenvalues.size()), alpha);
+      },
+      py::arg("eigenvalues"), py::arg("alpha"));
   module.def("isa_level", [] { return cpu::usable_levels().front()->name; });
   module.def("isa_levels_built", [] { return cpu::built_levels(); });
   module.def("cuda_architectures", [] { return cuda::built_architectures(); });
