@@ -165,7 +165,7 @@ HREL_HD void add_terms_of_tiles(Pack const* rows, Pack const* columns, Index pos
   }
 }
 
-// How often add_staged_positions calls meanwhile().
+// How often add_staged_positions calls meanwhile.
 template <class Pack>
 HREL_HD Index num_steps(Index tiles) {
   Index steps = 0;
@@ -173,8 +173,15 @@ HREL_HD Index num_steps(Index tiles) {
   return steps;
 }
 
+// Asks for as many tiles side by side, in the second-level cache. A processor that reads the triangle in such pieces
+// does not see where the next one lies.
+template <class Pack>
+HREL_HD void fetch_tiles(Pack const* tiles) {
+  for (Index q = 0; q < kTilesAtOnce<Pack> * kTile * kTile; q += 64 / sizeof(Pack)) __builtin_prefetch(tiles + q, 1, 2);
+}
+
 // triangle += Term over the staged positions, of a few columns of tiles at a time, which stay in the first-level cache.
-// Calls meanwhile() before each row of these.
+// Calls meanwhile(row, column) before each row of these.
 template <class Term, class Pack, class Meanwhile>
 HREL_HD void add_staged_positions(Pack const* staged, Index tiles, Index positions, Before before,
                                   Meanwhile const& meanwhile, Pack* triangle) {
@@ -183,7 +190,7 @@ HREL_HD void add_staged_positions(Pack const* staged, Index tiles, Index positio
   for (Index column = 0; column < tiles; column += kTiles) {
     Pack const* const columns = staged + column * step;
     for (Index row = column; row < tiles; ++row) {
-      meanwhile();
+      meanwhile(row, column);
       Pack const* const rows = staged + row * step;
       Pack* const out = triangle + tile_offset(row, column);
       if (row - column + 1 >= kTiles) {
@@ -208,8 +215,8 @@ HREL_HD void add_positions_side_by_side(DistanceGroup<Scalar, Pack, IsKnown> con
     Index const rest = acts.num_features - first;
     return rest < kStagedPositions ? rest : kStagedPositions;
   };
-  // Of groups in turns the next positions are staged during the sums, of a few samples at a time: samples lie a power
-  // of two apart in memory, and all of them at once would drive each other from the cache.
+  // Of groups in turns the next positions are staged during the sums, of one tile of samples at a time: samples lie a
+  // power of two apart in memory, and all of them at once would drive each other from the cache.
   bool const stages_ahead = num_groups > 1;
   Pack *staged = s.staged, *next_staged = staged + (stages_ahead ? num_groups * s.num_staged : 0);
   auto const stage_groups = [&](Index begin, Index end, Index first, Pack* out) __attribute__((always_inline)) {
@@ -224,19 +231,24 @@ HREL_HD void add_positions_side_by_side(DistanceGroup<Scalar, Pack, IsKnown> con
     Index const steps = num_groups * num_steps<Pack>(tiles);
     Index step = 0, num_fetched = 0, num_next = 0;
     auto const fetch_next = [&] __attribute__((always_inline)) {
-      if (next >= acts.num_features || num_fetched * steps >= ++step * rows) return;
-      if (stages_ahead) {  // what was fetched a step before
+      if (next >= acts.num_features || (num_fetched + kTile) * steps > ++step * rows) return;
+      if (stages_ahead) {  // what was fetched the time before
         stage_groups(num_next, num_fetched, next, next_staged);
         num_next = num_fetched;
       }
-      for (; num_fetched * steps < step * rows; ++num_fetched) {
+      for (Index const end = num_fetched + kTile; num_fetched < end; ++num_fetched) {
         for (int g = 0; num_fetched < acts.num_samples && g < num_groups; g += kGroupsOfLine) {
           groups[g].source.fetch(order[num_fetched], next, positions_from(next));
         }
       }
     };
     for (int g = 0; g < num_groups; ++g) {
-      add_staged_positions<Term>(staged + g * s.num_staged, tiles, positions, before, fetch_next, groups[g].triangle);
+      Pack* const triangle = groups[g].triangle;
+      auto const meanwhile = [&](Index row, Index column) __attribute__((always_inline)) {
+        if (stages_ahead && row + 2 < tiles) fetch_tiles(triangle + tile_offset(row + 2, column));
+        fetch_next();
+      };
+      add_staged_positions<Term>(staged + g * s.num_staged, tiles, positions, before, meanwhile, triangle);
     }
     before = Before::kSums;
     if (next < acts.num_features) stage_groups(num_next, rows, next, next_staged);
