@@ -7,6 +7,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 #include <cmath>
+#include <cstddef>
 #include <limits>
 
 #include "cpu/gram.h"
@@ -98,9 +99,11 @@ HREL_HD void add_to_bins(Pack x, Pack weight, typename Moments<typename Lanes<Pa
   Integers const leading = __builtin_bit_cast(Integers, x) >> kBinShift<Value>;
   Integers const inside = x >= kLowest<Value>;  // NaN, too, goes into the bin around 0
   Integers const centre = leading << kBinShift<Value> | Bits{1} << (kBinShift<Value> - 1);
-  Integers bin = inside & (leading - (kFirstBits<Value> - 1));
+  Integers bin = inside & (leading - (kFirstBits<Value> - 1)), copy;
   bin = x >= kPast ? Integers{} + static_cast<Bits>(kNumBins<Value>) : bin;
-  bin *= Bits{kCopies};
+  for (int lane = 0; lane < kLanes; ++lane) copy[lane] = static_cast<Bits>(lane % kCopies);
+  Integers places = (bin * Bits{kCopies} + copy) * static_cast<Bits>(sizeof(Type));  // in bytes
+  keep_in_memory(places);
   Pack const delta = x - __builtin_bit_cast(Pack, inside & centre);
   Pack powers[kMoments] = {weight, weight * delta};
   powers[2] = powers[1] * delta;
@@ -114,7 +117,7 @@ HREL_HD void add_to_bins(Pack x, Pack weight, typename Moments<typename Lanes<Pa
     } else {
       for (int k = 0; k < kMoments; ++k) moments[k] = powers[k][lane];
     }
-    bins[static_cast<Index>(bin[lane]) + lane % kCopies] += moments;
+    *reinterpret_cast<Type*>(reinterpret_cast<std::byte*>(bins) + places[lane]) += moments;
   }
 }
 

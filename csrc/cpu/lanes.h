@@ -127,6 +127,12 @@ HREL_HD void keep_in_registers(Pack&... packs) {
 #endif
 }
 
+// Numbers that are wanted one by one are read from memory in a step each; the compiler would shuffle each to the front.
+template <class Pack>
+HREL_HD void keep_in_memory(Pack& pack) {
+  asm("" : "+m"(pack));
+}
+
 // The sum of the neighbours in each of as many registers, side by side.
 template <class Pack>
 HREL_HD WidePack<Pack> sums_of_neighbours(WidePack<Pack> const (&wide)[kNeighbours<Pack>]) {
