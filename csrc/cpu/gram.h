@@ -65,14 +65,18 @@ struct FilterSource {
   // Asks for what for_each_position will read, in the second-level cache.
   HREL_HD void fetch(Index sample, Index first, Index positions) const {
     constexpr Index kLine = 64 / sizeof(Scalar);
-    Scalar const* const map = acts.map(sample, first_filter) + first * acts.feature_stride;
     if (acts.filter_stride == 1) {
-      for (Index p = 0; p < positions; ++p) __builtin_prefetch(map + p * acts.feature_stride, 0, 2);
+      for (Index p = 0; p < positions; ++p) fetch_position(sample, first + p);
     } else if (acts.feature_stride == 1) {
+      Scalar const* const map = acts.map(sample, first_filter) + first;
       for (int lane = 0; lane < num_filters; ++lane) {
         for (Index p = 0; p < positions; p += kLine) __builtin_prefetch(map + lane * acts.filter_stride + p, 0, 2);
       }
     }
+  }
+  // The same for one position, where filters are neighbours.
+  HREL_HD void fetch_position(Index sample, Index position) const {
+    __builtin_prefetch(acts.map(sample, first_filter) + position * acts.feature_stride, 0, 2);
   }
 };
 
@@ -228,17 +232,26 @@ HREL_HD void add_positions_side_by_side(DistanceGroup<Scalar, Pack, IsKnown> con
   stage_groups(0, rows, 0, staged);
   for (Index first = 0; first < acts.num_features; first += kStagedPositions) {
     Index const positions = positions_from(first), next = first + positions;
+    // What is read next is fetched in pieces, spread evenly over the sums: one position of a sample, or all of them.
+    Index const num_next = positions_from(next), pieces = stages_ahead ? num_next : 1;
     Index const steps = num_groups * num_steps<Pack>(tiles);
-    Index step = 0, num_fetched = 0, num_next = 0;
+    Index due = 0, fetched = 0;  // pieces, times the number of steps
+    Index sample = 0, piece = 0, end_staged = 0;
     auto const fetch_next = [&] __attribute__((always_inline)) {
-      if (next >= acts.num_features || (num_fetched + kTile) * steps > ++step * rows) return;
-      if (stages_ahead) {  // what was fetched the time before
-        stage_groups(num_next, num_fetched, next, next_staged);
-        num_next = num_fetched;
-      }
-      for (Index const end = num_fetched + kTile; num_fetched < end; ++num_fetched) {
-        for (int g = 0; num_fetched < acts.num_samples && g < num_groups; g += kGroupsOfLine) {
-          groups[g].source.fetch(order[num_fetched], next, positions_from(next));
+      if (next >= acts.num_features) return;
+      for (due += rows * pieces; fetched < due; fetched += steps) {
+        for (int g = 0; sample < acts.num_samples && g < num_groups; g += kGroupsOfLine) {
+          if (stages_ahead) {
+            groups[g].source.fetch_position(order[sample], next + piece);
+          } else {
+            groups[g].source.fetch(order[sample], next, num_next);
+          }
+        }
+        if (++piece < pieces) continue;
+        piece = 0;
+        if (++sample % kTile == 0 && stages_ahead) {  // the tile before the one that is on its way
+          stage_groups(end_staged, sample - kTile, next, next_staged);
+          end_staged = sample - kTile;
         }
       }
     };
@@ -251,7 +264,7 @@ HREL_HD void add_positions_side_by_side(DistanceGroup<Scalar, Pack, IsKnown> con
       add_staged_positions<Term>(staged + g * s.num_staged, tiles, positions, before, meanwhile, triangle);
     }
     before = Before::kSums;
-    if (next < acts.num_features) stage_groups(num_next, rows, next, next_staged);
+    if (next < acts.num_features) stage_groups(end_staged, rows, next, next_staged);
     Pack* const used = staged;
     staged = next_staged;
     next_staged = used;
