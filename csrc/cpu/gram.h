@@ -190,6 +190,7 @@ template <class Term, class Pack, class Meanwhile>
 HREL_HD void add_staged_positions(Pack const* staged, Index tiles, Index positions, Before before,
                                   Meanwhile const& meanwhile, Pack* triangle) {
   constexpr int kTiles = kTilesAtOnce<Pack>;
+  static_assert(kTiles <= 3);
   Index const step = kTile * positions;
   for (Index column = 0; column < tiles; column += kTiles) {
     Pack const* const columns = staged + column * step;
