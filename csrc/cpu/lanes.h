@@ -39,7 +39,7 @@ struct Lanes<FloatPack> {
   using Scalar = float;
   using Exponent = FloatExponent;
   static constexpr int kCount = kPackBytes / sizeof(float);
-  static constexpr int kMantissaBits = 23, kExpTerms = 7;
+  static constexpr int kMantissaBits = 23, kExponentBias = 127, kExpTerms = 7;
   static constexpr float kSmallestExponent = -126;
   static constexpr float kNegligibleSquare =
       1e-30F;  // below it a column counts as reduced; squares stay normal numbers
@@ -50,7 +50,7 @@ struct Lanes<DoublePack> {
   using Scalar = double;
   using Exponent = DoubleExponent;
   static constexpr int kCount = kPackBytes / sizeof(double);
-  static constexpr int kMantissaBits = 52, kExpTerms = 14;
+  static constexpr int kMantissaBits = 52, kExponentBias = 1023, kExpTerms = 14;
   static constexpr double kSmallestExponent = -1022;
   static constexpr double kNegligibleSquare = 1e-290;
 };
@@ -272,9 +272,8 @@ template <class Pack>
 HREL_HD Pack one_minus_exp2(Pack x) {
   using L = Lanes<Pack>;
   using Scalar = typename L::Scalar;
-  using Bits = typename L::Exponent;
-  // Added to a number, it leaves no bits below 1, and the lowest ones are those of the nearest integer.
-  constexpr Scalar kRounder = Scalar(1.5) * static_cast<Scalar>(std::int64_t{1} << L::kMantissaBits);
+  // Added to a number, it leaves no bits below 1; the lowest ones are then the nearest integer as an exponent has it.
+  constexpr Scalar kRounder = Scalar(1.5) * static_cast<Scalar>(std::int64_t{1} << L::kMantissaBits) + L::kExponentBias;
   Pack const smallest = splat<Pack>(L::kSmallestExponent);
   x = x < smallest ? smallest : x;
   Pack const rounded = x + kRounder;
@@ -291,8 +290,7 @@ HREL_HD Pack one_minus_exp2(Pack x) {
   Pack series = splat<Pack>(kTaylor.value[L::kExpTerms - 1]);
 #pragma GCC unroll 14
   for (int k = L::kExpTerms - 2; k >= 0; --k) series = series * r + kTaylor.value[k];
-  Bits const bits = __builtin_bit_cast(Bits, rounded) << L::kMantissaBits;  // of k alone
-  Pack const power = __builtin_bit_cast(Pack, bits + __builtin_bit_cast(Bits, splat<Pack>(1)));
+  Pack const power = __builtin_bit_cast(Pack, __builtin_bit_cast(typename L::Exponent, rounded) << L::kMantissaBits);
   return -(series * r * power + (power - 1));
 }
 
