@@ -131,8 +131,9 @@ enum class Before { kNothing, kSums };
 
 // Tiles of columns whose sums, of one tile of rows, fit the registers beside what they are made of.
 template <class Pack>
-inline constexpr int kTilesAtOnce =
-    kRegisters - 8 < 2 * kTile * kTile / kNeighbours<Pack> ? 1 : (kRegisters - 8) / (kTile * kTile / kNeighbours<Pack>);
+inline constexpr int kTilesThatFit = (kRegisters - 8) / (kTile * kTile / kNeighbours<Pack>);
+template <class Pack>
+inline constexpr int kTilesAtOnce = kTilesThatFit<Pack> < 1 ? 1 : kTilesThatFit<Pack>;
 
 // kTiles tiles side by side, of one tile of rows: sums of Term over the staged positions. The sum begins at 0: one long
 // float32 sum would lose digits.
@@ -177,8 +178,8 @@ HREL_HD Index num_steps(Index tiles) {
   return steps;
 }
 
-// Asks for as many tiles side by side, in the second-level cache. A processor that reads the triangle in such pieces
-// does not see where the next one lies.
+// Asks for kTilesAtOnce tiles side by side, in the second-level cache. A processor that reads the triangle in such
+// pieces does not see where the next one lies.
 template <class Pack>
 HREL_HD void fetch_tiles(Pack const* tiles) {
   for (Index q = 0; q < kTilesAtOnce<Pack> * kTile * kTile; q += 64 / sizeof(Pack)) __builtin_prefetch(tiles + q, 1, 2);
