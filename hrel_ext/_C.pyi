@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 compiler: str
 
-class Rational:
-    def __init__(self, *, powers: Sequence[float], poles: Sequence[float], weights: Sequence[float]) -> None: ...
+class EntropyOrder:
+    def __init__(
+        self, *, alpha: float, powers: Sequence[float], poles: Sequence[float], weights: Sequence[float]
+    ) -> None: ...
 
 class _OnCuda:
     def cuda_workspace_bytes(self, *, device: int) -> int: ...
@@ -25,8 +27,7 @@ class _Relevance:
         class_offsets_ptr: int,
         label_gram_ptr: int,
         sigma_ptr: int,
-        alpha: float,
-        rational: Rational | None,
+        entropy_order: EntropyOrder,
         entropy_ptr: int,
         joint_entropy_ptr: int,
     ) -> None: ...
@@ -58,6 +59,43 @@ class AlignmentProblem_bfloat16(_Alignment, _OnCuda): ...
 class AlignmentProblem_float32(_Alignment, _OnCpu, _OnCuda): ...
 class AlignmentProblem_float64(_Alignment, _OnCpu): ...
 
+class TermsProblem_float32:
+    def __init__(
+        self,
+        *,
+        acts_ptr: int,
+        acts_shape: tuple[int, ...],
+        acts_strides: tuple[int, ...],
+        labels_ptr: int,
+        sigma_ptr: int,
+        entropy_order: EntropyOrder,
+        relevance_ptr: int,
+        entropy_ptr: int,
+        joint_entropy_ptr: int,
+        label_entropy_ptr: int,
+    ) -> None: ...
+    def run_on_cpu(self, *, num_threads: int) -> bool: ...
+
+class TermsProblem_float64(TermsProblem_float32): ...
+
+class WidthProblem_float32:
+    def __init__(
+        self,
+        *,
+        acts_ptr: int,
+        acts_shape: tuple[int, ...],
+        acts_strides: tuple[int, ...],
+        labels_ptr: int,
+        multiples_ptr: int,
+        num_widths: int,
+        per_filter: bool,
+        mean_distance_ptr: int,
+        width_ptr: int,
+    ) -> None: ...
+    def run_on_cpu(self, *, num_threads: int) -> bool: ...
+
+class WidthProblem_float64(WidthProblem_float32): ...
+
 class PermutationProblem_float32(_OnCpu):
     def __init__(
         self,
@@ -68,8 +106,7 @@ class PermutationProblem_float32(_OnCpu):
         order_ptr: int,
         class_offsets_ptr: int,
         sigma_ptr: int,
-        alpha: float,
-        rational: Rational | None,
+        entropy_order: EntropyOrder,
         permutations_ptr: int,
         num_permutations: int,
         joint_entropy_ptr: int,
@@ -84,8 +121,7 @@ class EntropyProblem_float32(_OnCpu, _OnCuda):
         gram_ptr: int,
         gram_shape: tuple[int, ...],
         gram_strides: tuple[int, ...],
-        alpha: float,
-        rational: Rational | None,
+        entropy_order: EntropyOrder,
         entropy_ptr: int,
     ) -> None: ...
 

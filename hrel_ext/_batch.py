@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from numbers import Real
 from typing import Any, NamedTuple, TypeGuard, cast
 
@@ -30,13 +31,48 @@ NEGLIGIBLE_LABEL_KERNEL = 1e-20
 ROUNDING = 100
 
 
-class Classes(NamedTuple):
-    """The labels of a mini-batch in the form of the ops, on one device, whatever is scored with them."""
+class Classes:
+    """The labels of a mini-batch in the form of the ops, on one device, whatever is scored with them.
 
-    labels: Tensor  # (N,) int64
-    order: Tensor  # (N,) int64, the samples sorted by class
-    class_offsets: Tensor  # (N + 1,) int64, unused entries N, so that their number is not read back
-    smallest: Tensor  # (1,) int64, the smallest label
+    Sorted once, when that is first wanted. Whether they are >= 0 is left to `read`.
+
+    Args:
+        labels: (N,), integers, N >= 1.
+
+    Raises:
+        TypeError, ValueError: naming the argument, its rule and the value.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
+        dtype = labels.dtype
+        if dtype != torch.int64 and (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool):
+            raise TypeError(f"labels must have an integer dtype, got {labels.dtype}")
+        if labels.dim() != 1:
+            raise ValueError(f"labels must have shape (N,), got {tuple(labels.shape)}")
+        if len(labels) == 0:
+            raise ValueError("labels must hold at least one sample (N >= 1), got shape (0,)")
+        self.labels = labels if dtype == torch.int64 else labels.long()  # (N,) int64; long takes its time for int64 too
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor, Tensor]:
+        return _ops.sort_by_class(self.labels)
+
+    @property
+    def order(self) -> Tensor:
+        """(N,) int64, the samples sorted by class."""
+        return self._sorted[0]
+
+    @property
+    def class_offsets(self) -> Tensor:
+        """(N + 1,) int64, unused entries N, so that their number is not read back."""
+        return self._sorted[1]
+
+    @property
+    def smallest(self) -> Tensor:
+        """(1,) int64, the smallest label."""
+        return self._sorted[2]
 
 
 class Batch(NamedTuple):
@@ -46,6 +82,11 @@ class Batch(NamedTuple):
     classes: Classes
     label_gram: Tensor | None  # (N, N) label kernel, or None where it is 1 within a class and 0 across
     across: float | None  # the label kernel across classes, 0 for no label_gram; None where it is not one of classes
+
+    @property
+    def on_host(self) -> bool:
+        """Whether one native call takes all of it: filters on the CPU, labels 1 within a class and 0 across."""
+        return self.acts.is_cpu and self.label_gram is None and self.acts.shape[1] > 0
 
 
 def positive(name: str, value: object) -> float:
@@ -63,25 +104,6 @@ def is_real(value: object) -> TypeGuard[Real]:
     return isinstance(value, float) or (isinstance(value, Real) and not isinstance(value, bool))  # float: no ABC
 
 
-def sort_by_class(labels: Tensor) -> Classes:
-    """Sort labels (N,), integers, once for all that is scored with them; whether they are >= 0 is left to `read`.
-
-    Raises:
-        TypeError, ValueError: naming the argument, its rule and the value.
-    """
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
-    dtype = labels.dtype
-    if dtype != torch.int64 and (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool):
-        raise TypeError(f"labels must have an integer dtype, got {labels.dtype}")
-    if labels.dim() != 1:
-        raise ValueError(f"labels must have shape (N,), got {tuple(labels.shape)}")
-    if len(labels) == 0:
-        raise ValueError("labels must hold at least one sample (N >= 1), got shape (0,)")
-    labels = labels if dtype == torch.int64 else labels.long()  # which takes its time for int64 too
-    return Classes(labels, *_ops.sort_by_class(labels))
-
-
 def prepare(
     acts: Tensor, labels: Tensor | Classes | None, label_sigma: float = LABEL_SIGMA, label_gram: Tensor | None = None
 ) -> Batch:
@@ -92,7 +114,7 @@ def prepare(
     Args:
         acts: (N, F, *spatial), floating point, any strides; half precision is converted to float32 on the CPU and
             left to the kernels on CUDA.
-        labels: (N,), integers >= 0 on the device of ``acts``, or what `sort_by_class` made of them; or None.
+        labels: (N,), integers >= 0 on the device of ``acts``, or `Classes` of them; or None.
         label_sigma: width of the Gaussian kernel of the one-hot labels, whose classes are sqrt(2) apart.
         label_gram: (N, N), a semidefinite label kernel in the place of ``labels``, as ``relevance`` takes it; or None.
 
@@ -130,7 +152,7 @@ def prepare(
         )
     if isinstance(given, Tensor) and given.device != acts.device:
         raise ValueError(f"labels must be on the device of acts, {acts.device}, got {given.device}")
-    classes = labels if isinstance(labels, Classes) else sort_by_class(cast(Tensor, labels))  # not None, see above
+    classes = labels if isinstance(labels, Classes) else Classes(cast(Tensor, labels))  # not None, see above
     across = math.exp(-2 / label_sigma**2) if label_sigma > 0.01 else 0.0
     if across <= NEGLIGIBLE_LABEL_KERNEL:
         return Batch(maps, classes, None, 0.0)
@@ -205,13 +227,13 @@ def _batch_of_gram(maps: Tensor, label_gram: Tensor) -> Batch:
     kernel = _normalise(label_gram, maps)  # (N, N)
     labels = (kernel == 1).int().argmax(1)  # (N,), the first sample that is like it
     if torch.equal(same_class(labels).to(kernel), kernel):
-        return Batch(maps, sort_by_class(labels), None, 0.0)
+        return Batch(maps, Classes(labels), None, 0.0)
     smallest = torch.linalg.eigvalsh(kernel / len(kernel))[0].item()
     if smallest < -ROUNDING * torch.finfo(label_gram.dtype).eps:
         raise ValueError(
             f"label_gram must be positive semidefinite, got {smallest:.3g} as the smallest eigenvalue of L / N"
         )
-    return Batch(maps, sort_by_class(torch.zeros_like(labels)), kernel.to(result_dtype(maps)), None)
+    return Batch(maps, Classes(torch.zeros_like(labels)), kernel.to(result_dtype(maps)), None)
 
 
 def read(batch: Batch, *tensors: Tensor) -> list[list[Any]]:

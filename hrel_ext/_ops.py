@@ -64,6 +64,10 @@ _PROBLEMS = {
     torch.float32: (_C.RelevanceProblem_float32, _C.AlignmentProblem_float32),
     torch.float64: (_C.RelevanceProblem_float64, _C.AlignmentProblem_float64),
 }
+_LABEL_PROBLEMS = {
+    torch.float32: (_C.TermsProblem_float32, _C.WidthProblem_float32),
+    torch.float64: (_C.TermsProblem_float64, _C.WidthProblem_float64),
+}
 _PERMUTATION_PROBLEMS = {
     torch.float32: _C.PermutationProblem_float32,
     torch.float64: _C.PermutationProblem_float64,
@@ -241,11 +245,12 @@ def _operands(acts: Tensor, order: Tensor, class_offsets: Tensor, label_gram: Te
 
 
 @lru_cache(maxsize=256)
-def _spectrum(dtype: torch.dtype, alpha: float, num_samples: int) -> dict[str, Any]:
+def _entropy_order(dtype: torch.dtype, alpha: float, num_samples: int) -> _C.EntropyOrder:
     """The order of the entropy, with a rational function for it where one is accurate enough."""
     fit = None if dtype == torch.float64 else _rational.fit(alpha, num_samples)
-    rational = fit and _C.Rational(powers=fit.powers, poles=_rational.POLES.tolist(), weights=fit.weights)
-    return {"alpha": alpha, "rational": rational}
+    if fit is None:
+        return _C.EntropyOrder(alpha=alpha, powers=(), poles=(), weights=())
+    return _C.EntropyOrder(alpha=alpha, powers=fit.powers, poles=_rational.POLES.tolist(), weights=fit.weights)
 
 
 def _sample_order(order: Tensor, label_gram: Tensor | None) -> Tensor:
@@ -297,6 +302,60 @@ def entropy_of_eigenvalues(eigenvalues: list[float], alpha: float) -> float:
     return _C.entropy_of_eigenvalues(eigenvalues, alpha)
 
 
+def relevance_terms(acts: Tensor, labels: Tensor, sigma: Tensor, alpha: float) -> tuple[bool, list[Tensor]]:
+    """On the CPU, in one call: relevance, S(A_f) and S(A_f, B), (F,) each, and S(B), (), in bits.
+
+    Also returned is whether the operands are as they must be: where a label is < 0, or a width not > 0 and finite,
+    nothing is computed, and a filter with a value not finite has NaN. This is no op, since what PyTorch does around a
+    few of them takes as long as a small layer.
+
+    Args:
+        acts: (N, F, D), F >= 1, float32 or float64, any strides.
+        labels: (N,) int64, class ids.
+        sigma: (F,), contiguous, of the dtype of acts.
+    """
+    terms = [torch.empty_like(sigma) for _ in range(3)] + [sigma.new_empty(())]
+    labels = labels.contiguous()
+    problem = _LABEL_PROBLEMS[acts.dtype][0](
+        acts_ptr=acts.data_ptr(),
+        acts_shape=tuple(acts.shape),
+        acts_strides=acts.stride(),
+        labels_ptr=labels.data_ptr(),
+        entropy_order=_entropy_order(acts.dtype, alpha, len(acts)),
+        sigma_ptr=sigma.data_ptr(),
+        relevance_ptr=terms[0].data_ptr(),
+        entropy_ptr=terms[1].data_ptr(),
+        joint_entropy_ptr=terms[2].data_ptr(),
+        label_entropy_ptr=terms[3].data_ptr(),
+    )
+    return problem.run_on_cpu(num_threads=torch.get_num_threads()), terms
+
+
+def kernel_width(
+    acts: Tensor, labels: Tensor, multiples: Tensor, per_filter: bool
+) -> tuple[bool, tuple[Tensor, Tensor]]:
+    """On the CPU, in one call: mean distance (R,) and the best of the widths ``multiples`` (M,) times it (R,).
+
+    R = F per filter, else 1. Also returned is whether all labels are >= 0: else nothing is computed. acts and labels as
+    for `relevance_terms`, multiples of the dtype of acts.
+    """
+    rows = acts.shape[1] if per_filter else 1
+    mean_distance, width = multiples.new_empty(rows), multiples.new_empty(rows)
+    labels = labels.contiguous()
+    problem = _LABEL_PROBLEMS[acts.dtype][1](
+        acts_ptr=acts.data_ptr(),
+        acts_shape=tuple(acts.shape),
+        acts_strides=acts.stride(),
+        labels_ptr=labels.data_ptr(),
+        multiples_ptr=multiples.data_ptr(),
+        num_widths=len(multiples),
+        per_filter=per_filter,
+        mean_distance_ptr=mean_distance.data_ptr(),
+        width_ptr=width.data_ptr(),
+    )
+    return problem.run_on_cpu(num_threads=torch.get_num_threads()), (mean_distance, width)
+
+
 @_op(
     "(Tensor acts, Tensor order, Tensor class_offsets, Tensor sigma, float alpha, Tensor? label_gram)"
     " -> (Tensor, Tensor)"
@@ -317,7 +376,7 @@ def relevance(
     label_gram = None if label_gram is None else label_gram.contiguous()
     problem = _PROBLEMS[acts.dtype][0](
         **_operands(acts, order, class_offsets, label_gram),
-        **_spectrum(acts.dtype, alpha, num_samples),
+        entropy_order=_entropy_order(acts.dtype, alpha, num_samples),
         sigma_ptr=sigma.data_ptr(),
         entropy_ptr=entropy.data_ptr(),
         joint_entropy_ptr=joint_entropy.data_ptr(),
@@ -371,7 +430,7 @@ def permuted_joint_entropy(
         acts_strides=acts.stride(),
         order_ptr=order.data_ptr(),
         class_offsets_ptr=class_offsets.data_ptr(),
-        **_spectrum(acts.dtype, alpha, num_samples),
+        entropy_order=_entropy_order(acts.dtype, alpha, num_samples),
         permutations_ptr=permutations.data_ptr(),
         num_permutations=len(permutations),
         sigma_ptr=sigma.data_ptr(),
@@ -456,7 +515,7 @@ def matrix_entropy(gram: Tensor, alpha: float) -> Tensor:
         gram_ptr=gram.data_ptr(),
         gram_shape=tuple(gram.shape),
         gram_strides=gram.stride(),
-        **_spectrum(gram.dtype, alpha, gram.shape[1]),
+        entropy_order=_entropy_order(gram.dtype, alpha, gram.shape[1]),
         entropy_ptr=entropy.data_ptr(),
     )
     _run(problem, gram.device)

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hrel_ext import _ranks
-from hrel_ext._batch import Classes, positive, prepare, sort_by_class
+from hrel_ext._batch import Classes, positive, prepare
 from hrel_ext._batch import widths as widths_of
 from hrel_ext._ops import result_dtype
 from hrel_ext.null import draw_permutations, null_of_batch
@@ -159,7 +159,7 @@ def collect(
                 shuffles = draw_permutations(permutations, size, generator).to(device)
             if not _ranks.is_own(count - 1):
                 continue
-            classes = sort_by_class(labels.to(device))  # once for all layers
+            classes = Classes(labels.to(device))  # sorted once for all layers
             score = partial(scorer.score, classes=classes, permutations=shuffles, number=count - 1)
             for name, terms in score_forward_pass(model, inputs.to(device), targets, where, score).items():
                 table[name].append(name, count - 1, terms)

@@ -172,26 +172,27 @@ def terms_of_batch(batch: Batch, sigma: float | Tensor | str | None, alpha: floa
     Raises:
         TypeError, ValueError: as ``relevance``, for sigma, alpha, and the values of the tensors.
     """
-    alpha = positive("alpha", alpha)
-    classes, widths_used = batch.classes, filter_widths(sigma, batch)  # (F,)
-
-    def checked(given: list[float], class_offsets: list[int]) -> Tensor:
-        check_widths(given)  # before the results, which are NaN for a wrong width too
-        return _label_entropy(batch, class_offsets, alpha, widths_used)
-
-    small = (widths_used, classes.class_offsets)
-    labels_only = checked(*read(batch, *small)) if batch.acts.is_cpu else None  # ()
+    alpha, sigma = positive("alpha", alpha), filter_widths(sigma, batch)  # (F,)
+    if batch.on_host:
+        return _terms_of_labels(batch, sigma, alpha)
     entropy, joint_entropy = _ops.relevance(
-        batch.acts, classes.order, classes.class_offsets, widths_used, alpha, batch.label_gram
+        batch.acts, batch.classes.order, batch.classes.class_offsets, sigma, alpha, batch.label_gram
     )  # (F,), (F,)
     difference = entropy - joint_entropy  # (F,), enqueued before the wait
-    if labels_only is None:
-        own, *others = read(batch, entropy, *small)
-        labels_only = checked(*others)
-    else:
-        own = entropy.tolist()
+    own, given, class_offsets = read(batch, entropy, sigma, batch.classes.class_offsets)
+    check_widths(given)  # before the results, which are NaN for a wrong width too
     check_finite(own)
+    labels_only = _label_entropy(batch, class_offsets, alpha, sigma)  # ()
     return RelevanceTerms(difference + labels_only, entropy, joint_entropy, labels_only)
+
+
+def _terms_of_labels(batch: Batch, sigma: Tensor, alpha: float) -> RelevanceTerms:
+    """``terms_of_batch`` on the CPU for widths (F,) and labels that are 1 within a class and 0 across."""
+    proper, terms = _ops.relevance_terms(batch.acts, batch.classes.labels, sigma, alpha)
+    if not proper:
+        check_widths(*read(batch, sigma))
+        check_finite(terms[1].tolist())
+    return RelevanceTerms(*terms)
 
 
 def _label_entropy(batch: Batch, class_offsets: list[int], alpha: float, like: Tensor) -> Tensor:

@@ -81,17 +81,15 @@ def aligned_width(
     if batch.acts.shape[1] == 0:  # a layer without filters: any width, and no distances to search
         return torch.ones(0 if per_filter else (), dtype=dtype, device=device)
     multiples = torch.linspace(low, high, num_widths, dtype=dtype, device=device)  # (M,)
-    mean_distance, best = _search(batch, multiples, per_filter)  # (R,), (R,)
-    (means,) = read(batch, mean_distance)  # (R,), on the host
+    mean_distance, means, best = _search(batch, multiples, per_filter)
     # Equal maps of ordinary size have a mean distance of 0 as well: a small one only calls for a look at the values.
-    if any(mean < _smallest_exact(dtype) for mean in means):
+    if min(means) < _smallest_exact(dtype):
         scale = _underflow_scale(batch.acts, mean_distance, per_filter)  # (R,) or None
         if scale is not None:
             rows = scale[None, :, None] if per_filter else scale  # against (N, F, D)
-            mean_distance, best = (
-                x / scale for x in _search(batch._replace(acts=batch.acts * rows), multiples, per_filter)
-            )
-            (means,) = read(batch, mean_distance)
+            mean_distance, _, best = _search(batch._replace(acts=batch.acts * rows), multiples, per_filter)
+            mean_distance, best = mean_distance / scale, best / scale
+            means = mean_distance.tolist()
     if per_filter:
         check_finite(means)
     if not all(map(math.isfinite, means)):
@@ -99,20 +97,29 @@ def aligned_width(
         check_finite([0.0 if right else math.nan for right in finite])
         value = next(mean for mean in means if not math.isfinite(mean))
         raise ValueError(f"acts must be finite with finite pairwise distances, got a mean distance of {value}")
-    if not all(mean > 0 for mean in means):
+    if not min(means) > 0:
         best = torch.where(mean_distance > 0, best, torch.ones_like(best))
     return best if per_filter else best[0]
 
 
-def _search(batch: Batch, multiples: Tensor, per_filter: bool) -> tuple[Tensor, Tensor]:
-    """Mean distance (R,) and the best of the widths ``multiples`` (M,) times it (R,); R = F per filter, else 1."""
+def _search(batch: Batch, multiples: Tensor, per_filter: bool) -> tuple[Tensor, list[float], Tensor]:
+    """Mean distance (R,), the same on the host, and the best of the widths ``multiples`` (M,) times it (R,).
+
+    R = F per filter, else 1.
+    """
+    if batch.on_host:
+        proper, (mean_distance, best) = _ops.kernel_width(batch.acts, batch.classes.labels, multiples, per_filter)
+        if not proper:
+            read(batch)  # raises
+        return mean_distance, mean_distance.tolist(), best
     mean_distance, alignment = _ops.kernel_alignment(
         batch.acts, batch.classes.order, batch.classes.class_offsets, multiples, per_filter, batch.label_gram
     )  # (R,), (R, M)
     if batch.across is None:  # with negative elements <K, L> may vanish, and rounding make it negative
         alignment = torch.where(alignment.isnan(), -torch.inf, alignment)
     best = alignment.max(-1).indices  # (R,), the first of equal maxima; argmax takes longer
-    return mean_distance, multiples.index_select(0, best) * mean_distance
+    (means,) = read(batch, mean_distance)
+    return mean_distance, means, multiples.index_select(0, best) * mean_distance
 
 
 def _smallest_exact(dtype: torch.dtype) -> float:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.overrides import _get_current_function_mode_stack
 
 import hrel_ext
-from hrel_ext import PAPER_WHERE, IndistinguishableScoresWarning, _batch
+from hrel_ext import PAPER_WHERE, IndistinguishableScoresWarning, _ops
 from hrel_ext.collect import WHERE, collect
 from hrel_ext.null import draw_permutations
 from hrel_ext.zoo.models import MODELS
@@ -46,10 +46,9 @@ def test_scores_are_those_of_each_layer_by_hand_and_the_smaller_last_batch_is_le
 
 
 def test_labels_are_sorted_once_for_all_layers(model, batches, monkeypatch):
-    sort, seen = collect_module.sort_by_class, []
-    monkeypatch.setattr(collect_module, "sort_by_class", lambda labels: seen.append(labels) or sort(labels))
-    monkeypatch.setattr(_batch, "sort_by_class", None)  # so that no layer can sort them again
-    collect(model, batches, sigma=2.0)
+    sort, seen = _ops.sort_by_class, []
+    monkeypatch.setattr(_ops, "sort_by_class", lambda labels: seen.append(labels) or sort(labels))
+    collect(model, batches, sigma=2.0, label_sigma=1.0)  # whose label kernel is none of classes
     assert len(seen) == 3  # mini-batches, of two layers each
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrel_ext import _ops, _rational, testing
-from hrel_ext._batch import prepare, sort_by_class
+from hrel_ext._batch import Classes, prepare
+from hrel_ext.label_entropy import label_entropy as closed_form
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -49,7 +50,30 @@ def test_classes_are_those_of_a_stable_sort(values, step):
 
 def test_no_labels_have_no_classes():
     with pytest.raises(ValueError, match=re.escape("labels must hold at least one sample (N >= 1), got shape (0,)")):
-        sort_by_class(torch.zeros(0, dtype=torch.int64))
+        Classes(torch.zeros(0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("alpha", (1.0, 1.01, 2.0))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_call_for_labels_gives_the_bits_of_the_ops(rng, dtype, alpha):
+    acts = torch.randn(2, 13, 5, 4, generator=rng, dtype=dtype)[0, :, :, ::2]  # of any strides
+    labels = torch.tensor([7, 2, 2**40] * 9)[::2][:13]
+    classes, sigma = Classes(labels), torch.rand(5, generator=rng, dtype=dtype) + 1
+    proper, (relevance, *entropies, label_entropy) = _ops.relevance_terms(acts, labels, sigma, alpha)
+    expected = torch.ops.hrel_ext.relevance(acts, classes.order, classes.class_offsets, sigma, alpha, None)
+    assert proper and all(map(torch.equal, entropies, expected)) and label_entropy.shape == ()
+    in_closed_form = torch.tensor(closed_form(classes.class_offsets.tolist(), 0.0, alpha), dtype=dtype)
+    assert torch.equal(label_entropy, in_closed_form)
+    assert torch.equal(relevance, entropies[0] - entropies[1] + label_entropy)
+
+    multiples = torch.linspace(0.3, 10, 41, dtype=dtype)
+    for per_filter in (False, True):
+        proper, (mean_distance, width) = _ops.kernel_width(acts, labels, multiples, per_filter)
+        means, alignment = torch.ops.hrel_ext.kernel_alignment(
+            acts, classes.order, classes.class_offsets, multiples, per_filter, None
+        )
+        assert proper and torch.equal(mean_distance, means)
+        assert torch.equal(width, multiples[alignment.argmax(1)] * means)
 
 
 @pytest.mark.parametrize("name", ("acts", "sigma", "label_gram"))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hrel_ext
-from hrel_ext import reference, testing
+from hrel_ext import _batch, reference, testing
 from hrel_ext.testing import assert_terms_close, oracle
 
 ALPHAS = (0.5, 0.9, 1, 1.01, 1.3, 1.5, 2, 2.5, 3)
@@ -390,13 +390,23 @@ class Dispatches(TorchDispatchMode):
     ),
     ids=str,
 )
-def test_a_call_dispatches_few_ops(rng, arguments, most):
+def test_a_call_dispatches_few_ops(rng, monkeypatch, arguments, most):
     # On CUDA nearly each is a launch: microseconds of the host for what the device does in one.
+    monkeypatch.setattr(_batch.Batch, "on_host", False)
     acts, labels = problem(rng)
     with Dispatches() as dispatches:
         hrel_ext.relevance(acts, labels, **arguments)
     assert dispatches.names.count("hrel_ext::relevance") == 1  # the count sees what is called
     assert len(dispatches.names) <= most, dispatches.names
+
+
+@pytest.mark.parametrize(("arguments", "most"), (({"sigma": 2.0}, 5), ({"sigma": None}, 9), ({"sigma": "filter"}, 7)))
+def test_one_call_does_the_work_on_the_cpu(rng, arguments, most):
+    acts, labels = problem(rng)
+    with Dispatches() as dispatches:
+        hrel_ext.relevance(acts, labels, **arguments)
+    assert 1 < len(dispatches.names) <= most, dispatches.names  # what allocates the results
+    assert not any(name.startswith("hrel_ext::") for name in dispatches.names)
 
 
 @pytest.mark.parametrize("alpha", (1, 1.01, 1.2))

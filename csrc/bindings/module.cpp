@@ -34,13 +34,13 @@ void define_run_on_cuda(py::class_<Problem>& problem,
       py::call_guard<py::gil_scoped_release>());
 }
 
-template <class Problem>
+template <class Problem, class Result = void>
 void define_run_on_cpu(py::class_<Problem>& problem,
-                       void (*launch)(std::type_identity_t<Problem> const&, cpu::NumThreads, cpu::Level const&)) {
+                       Result (*launch)(std::type_identity_t<Problem> const&, cpu::NumThreads, cpu::Level const&)) {
   problem.def(
       "run_on_cpu",
       [launch](Problem const& self, int num_threads) {
-        launch(self, cpu::NumThreads{num_threads}, *cpu::usable_levels().front());
+        return launch(self, cpu::NumThreads{num_threads}, *cpu::usable_levels().front());
       },
       py::kw_only(), arg("num_threads"), py::call_guard<py::gil_scoped_release>());
 }
@@ -51,7 +51,7 @@ void define_problems_of_activations(py::module_& module, std::string const& suff
   py::class_<RelevanceProblem<Scalar, Stored>> relevance(module, ("RelevanceProblem_" + suffix).c_str());
   relevance.def(py::init(&relevance_problem<Scalar, Stored>), py::kw_only(), arg("acts_ptr"), arg("acts_shape"),
                 arg("acts_strides"), arg("order_ptr"), arg("class_offsets_ptr"), arg("label_gram_ptr"),
-                arg("sigma_ptr"), arg("alpha"), arg("rational"), arg("entropy_ptr"), arg("joint_entropy_ptr"));
+                arg("sigma_ptr"), arg("entropy_order"), arg("entropy_ptr"), arg("joint_entropy_ptr"));
   py::class_<AlignmentProblem<Scalar, Stored>> alignment(module, ("AlignmentProblem_" + suffix).c_str());
   alignment.def(py::init(&alignment_problem<Scalar, Stored>), py::kw_only(), arg("acts_ptr"), arg("acts_shape"),
                 arg("acts_strides"), arg("order_ptr"), arg("class_offsets_ptr"), arg("label_gram_ptr"),
@@ -65,12 +65,27 @@ void define_problems_of_activations(py::module_& module, std::string const& suff
   }
 }
 
+// On the CPU, of labels as they come.
+template <class Scalar>
+void define_problems_of_labels(py::module_& module, std::string const& suffix) {
+  py::class_<TermsProblem<Scalar>> terms(module, ("TermsProblem_" + suffix).c_str());
+  terms.def(py::init(&terms_problem<Scalar>), py::kw_only(), arg("acts_ptr"), arg("acts_shape"), arg("acts_strides"),
+            arg("labels_ptr"), arg("sigma_ptr"), arg("entropy_order"), arg("relevance_ptr"), arg("entropy_ptr"),
+            arg("joint_entropy_ptr"), arg("label_entropy_ptr"));
+  py::class_<WidthProblem<Scalar>> width(module, ("WidthProblem_" + suffix).c_str());
+  width.def(py::init(&width_problem<Scalar>), py::kw_only(), arg("acts_ptr"), arg("acts_shape"), arg("acts_strides"),
+            arg("labels_ptr"), arg("multiples_ptr"), arg("num_widths"), arg("per_filter"), arg("mean_distance_ptr"),
+            arg("width_ptr"));
+  define_run_on_cpu<TermsProblem<Scalar>, bool>(terms, &cpu::relevance_terms);
+  define_run_on_cpu<WidthProblem<Scalar>, bool>(width, &cpu::kernel_width);
+}
+
 template <class Scalar>
 void define_problem_of_permutations(py::module_& module, std::string const& suffix) {
   py::class_<PermutationProblem<Scalar>> permutations(module, ("PermutationProblem_" + suffix).c_str());
   permutations.def(py::init(&permutation_problem<Scalar>), py::kw_only(), arg("acts_ptr"), arg("acts_shape"),
-                   arg("acts_strides"), arg("order_ptr"), arg("class_offsets_ptr"), arg("sigma_ptr"), arg("alpha"),
-                   arg("rational"), arg("permutations_ptr"), arg("num_permutations"), arg("joint_entropy_ptr"));
+                   arg("acts_strides"), arg("order_ptr"), arg("class_offsets_ptr"), arg("sigma_ptr"),
+                   arg("entropy_order"), arg("permutations_ptr"), arg("num_permutations"), arg("joint_entropy_ptr"));
   define_run_on_cpu(permutations, &cpu::permuted_joint_entropy);
 }
 
@@ -78,7 +93,7 @@ template <class Scalar>
 void define_problem_of_matrices(py::module_& module, std::string const& suffix) {
   py::class_<EntropyProblem<Scalar>> entropy(module, ("EntropyProblem_" + suffix).c_str());
   entropy.def(py::init(&entropy_problem<Scalar>), py::kw_only(), arg("gram_ptr"), arg("gram_shape"),
-              arg("gram_strides"), arg("alpha"), arg("rational"), arg("entropy_ptr"));
+              arg("gram_strides"), arg("entropy_order"), arg("entropy_ptr"));
   define_run_on_cuda(entropy, &cuda::matrix_entropy<Scalar>);
   define_run_on_cpu(entropy, &cpu::matrix_entropy);
 }
@@ -89,15 +104,15 @@ void define_problem_of_matrices(py::module_& module, std::string const& suffix) 
 PYBIND11_MODULE(_C, module) {
   using namespace hrel;
   module.doc() = "Native kernels of hrel_ext: see hrel_ext/_ops.py, their only caller.";
-  py::class_<bindings::RationalLists>(module, "Rational")
-      .def(py::init([](std::vector<double> powers, std::vector<double> poles, std::vector<double> weights) {
-             return bindings::RationalLists{std::move(powers), std::move(poles), std::move(weights)};
-           }),
-           py::kw_only(), py::arg("powers"), py::arg("poles"), py::arg("weights"));
+  py::class_<EntropyOrder>(module, "EntropyOrder")
+      .def(py::init(&bindings::entropy_order), py::kw_only(), py::arg("alpha"), py::arg("powers"), py::arg("poles"),
+           py::arg("weights"));
   bindings::define_problems_of_activations<float, float>(module, "float32");
   bindings::define_problems_of_activations<float, Half>(module, "float16");
   bindings::define_problems_of_activations<float, BFloat16>(module, "bfloat16");
   bindings::define_problems_of_activations<double, double>(module, "float64");
+  bindings::define_problems_of_labels<float>(module, "float32");
+  bindings::define_problems_of_labels<double>(module, "float64");
   bindings::define_problem_of_permutations<float>(module, "float32");
   bindings::define_problem_of_permutations<double>(module, "float64");
   bindings::define_problem_of_matrices<float>(module, "float32");

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdio>
 #include <exception>
 #include <functional>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "cpu/triangle.h"
+#include "numerics/entropy.h"
 #if defined(__linux__)
 #include <dlfcn.h>
 #include <unistd.h>
@@ -134,6 +136,64 @@ void alignment(AlignmentProblem<Scalar> const& problem, LevelKernels<Scalar> con
   }
 }
 
+// Labels as they come, sorted.
+struct Classes {
+  Classes(Index const* labels, Index num_samples)
+      : order(static_cast<std::size_t>(num_samples)), class_offsets(order.size() + 1) {
+    sort_by_class(labels, num_samples, order.data(), class_offsets.data(), &smallest);
+  }
+
+  template <class Scalar>
+  LabelView<Scalar> view() const {
+    return {order.data(), class_offsets.data(), nullptr};
+  }
+
+  std::vector<Index> order;          // [N]
+  std::vector<Index> class_offsets;  // [N + 1]
+  Index smallest;
+};
+
+template <class Scalar>
+bool terms(TermsProblem<Scalar> const& problem, NumThreads threads, Level const& level) {
+  Index const n = problem.acts.num_samples, num_filters = problem.acts.num_filters;
+  Classes const classes(problem.labels, n);
+  bool proper = classes.smallest >= 0;
+  for (Index f = 0; f < num_filters; ++f) proper = proper && problem.sigma[f] > 0 && std::isfinite(problem.sigma[f]);
+  if (!proper) return false;
+  std::vector<double> shares;  // [C] of the samples: the eigenvalues of B that are not 0
+  for (std::size_t c = 0; classes.class_offsets[c] < n; ++c) {
+    shares.push_back(static_cast<double>(classes.class_offsets[c + 1] - classes.class_offsets[c]) /
+                     static_cast<double>(n));
+  }
+  Scalar const label_entropy = static_cast<Scalar>(
+      entropy_bits_of_eigenvalues(shares.data(), static_cast<Index>(shares.size()), problem.order.alpha));
+  relevance(
+      {problem.acts, classes.view<Scalar>(), problem.sigma, problem.order, problem.entropy, problem.joint_entropy},
+      threads, level);
+  for (Index f = 0; f < num_filters; ++f) {
+    problem.relevance[f] = problem.entropy[f] - problem.joint_entropy[f] + label_entropy;
+    proper = proper && !std::isnan(problem.entropy[f]);
+  }
+  *problem.label_entropy = label_entropy;
+  return proper;
+}
+
+template <class Scalar>
+bool width(WidthProblem<Scalar> const& problem, NumThreads threads, Level const& level) {
+  Classes const classes(problem.labels, problem.acts.num_samples);
+  if (classes.smallest < 0) return false;
+  Index const rows = problem.per_filter ? problem.acts.num_filters : 1, num_widths = problem.num_widths;
+  std::vector<Scalar> alignment(static_cast<std::size_t>(rows * num_widths));  // [R, M]
+  kernel_alignment({problem.acts, classes.view<Scalar>(), problem.multiples, num_widths, problem.per_filter,
+                    problem.mean_distance, alignment.data()},
+                   threads, level);
+  for (Index r = 0; r < rows; ++r) {
+    Scalar const* const row = alignment.data() + r * num_widths;
+    problem.width[r] = problem.multiples[std::max_element(row, row + num_widths) - row] * problem.mean_distance[r];
+  }
+  return true;
+}
+
 }  // namespace
 
 std::vector<Level const*> usable_levels() {
@@ -178,6 +238,14 @@ void relevance(RelevanceProblem<double> const& problem, NumThreads threads, Leve
   run_tasks(level.double_kernels.relevance, problem, threads);
 }
 
+bool relevance_terms(TermsProblem<float> const& problem, NumThreads threads, Level const& level) {
+  return terms(problem, threads, level);
+}
+
+bool relevance_terms(TermsProblem<double> const& problem, NumThreads threads, Level const& level) {
+  return terms(problem, threads, level);
+}
+
 void permuted_joint_entropy(PermutationProblem<float> const& problem, NumThreads threads, Level const& level) {
   run_tasks(level.float_kernels.permuted_joint_entropy, problem, threads);
 }
@@ -200,6 +268,14 @@ void kernel_alignment(AlignmentProblem<float> const& problem, NumThreads threads
 
 void kernel_alignment(AlignmentProblem<double> const& problem, NumThreads threads, Level const& level) {
   alignment(problem, level.double_kernels, threads);
+}
+
+bool kernel_width(WidthProblem<float> const& problem, NumThreads threads, Level const& level) {
+  return width(problem, threads, level);
+}
+
+bool kernel_width(WidthProblem<double> const& problem, NumThreads threads, Level const& level) {
+  return width(problem, threads, level);
 }
 
 }  // namespace hrel::cpu

@@ -28,6 +28,12 @@ void sort_by_class(Index const* labels, Index num_samples, Index* order, Index* 
 void relevance(RelevanceProblem<float> const& problem, NumThreads threads, Level const& level);
 void relevance(RelevanceProblem<double> const& problem, NumThreads threads, Level const& level);
 
+// The relevance of every filter and what it is made of. Returns whether the operands are as they must be: where a label
+// is < 0, or a width not > 0 and finite, nothing is computed; a filter with a value not finite has NaN. Throws as
+// above.
+bool relevance_terms(TermsProblem<float> const& problem, NumThreads threads, Level const& level);
+bool relevance_terms(TermsProblem<double> const& problem, NumThreads threads, Level const& level);
+
 // S(A_f, B_r) of every filter and permutation of the labels. Throws as above.
 void permuted_joint_entropy(PermutationProblem<float> const& problem, NumThreads threads, Level const& level);
 void permuted_joint_entropy(PermutationProblem<double> const& problem, NumThreads threads, Level const& level);
@@ -40,5 +46,10 @@ void matrix_entropy(EntropyProblem<double> const& problem, NumThreads threads, L
 // Mean distance and alignment of every width, of each filter or of the layer. Throws std::bad_alloc.
 void kernel_alignment(AlignmentProblem<float> const& problem, NumThreads threads, Level const& level);
 void kernel_alignment(AlignmentProblem<double> const& problem, NumThreads threads, Level const& level);
+
+// Mean distance and width, of each filter or of the layer. Returns false, and nothing is computed, where a label is <
+// 0. Throws std::bad_alloc.
+bool kernel_width(WidthProblem<float> const& problem, NumThreads threads, Level const& level);
+bool kernel_width(WidthProblem<double> const& problem, NumThreads threads, Level const& level);
 
 }  // namespace hrel::cpu

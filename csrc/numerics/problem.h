@@ -49,6 +49,19 @@ struct RelevanceProblem {
   Scalar* joint_entropy;  // [F] S(A_f, B), bits
 };
 
+// The same of labels as they come, and what the entropies are for.
+template <class Scalar>
+struct TermsProblem {
+  ActivationView<Scalar> acts;  // [N, F, D]
+  Index const* labels;          // [N] class ids >= 0, in any order
+  Scalar const* sigma;          // [F]
+  EntropyOrder order;
+  Scalar* relevance;      // [F] S(A_f) + S(B) - S(A_f, B), bits
+  Scalar* entropy;        // [F] S(A_f), bits
+  Scalar* joint_entropy;  // [F] S(A_f, B), bits
+  Scalar* label_entropy;  // [] S(B), bits
+};
+
 // The joint entropies of R permutations of the labels, whose classes keep their sizes.
 template <class Scalar>
 struct PermutationProblem {
@@ -79,6 +92,18 @@ struct AlignmentProblem {
   bool per_filter;        // R = F kernels, one per filter; else R = 1 kernel of the whole layer
   Scalar* mean_distance;  // [R] mean of |x_i - x_j| over all N^2 pairs
   Scalar* alignment;      // [R, M] 2 log2(<K, L> / (|K| |L|)), <= 0
+};
+
+// The width of the best alignment, for labels as they come.
+template <class Scalar>
+struct WidthProblem {
+  ActivationView<Scalar> acts;  // [N, F, D]
+  Index const* labels;          // [N] class ids >= 0, in any order
+  Scalar const* multiples;      // [M]
+  Index num_widths;
+  bool per_filter;        // R = F or 1, as above
+  Scalar* mean_distance;  // [R] as above
+  Scalar* width;          // [R] the first of the best multiples * mean distance
 };
 
 }  // namespace hrel

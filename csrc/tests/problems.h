@@ -33,7 +33,7 @@ struct Layer {
   Index n, filters, features;
   std::vector<Scalar> acts;            // [N, F, D]
   std::vector<Index> order, offsets;   // [N], [N + 1]
-  std::vector<int> labels;             // [N]
+  std::vector<Index> labels;           // [N]
   std::vector<Scalar> sigma, gram;     // [F], [N, N] or empty
   std::vector<Scalar> entropy, joint;  // [F]
 
@@ -51,7 +51,7 @@ struct Layer {
     std::mt19937 random(seed);
     std::normal_distribution<double> normal;
     for (Index i = 0; i < n; ++i) {
-      labels[i] = static_cast<int>(random() % classes);
+      labels[i] = random() % classes;
       for (Index k = 0; k < filters * features; ++k) {
         double value = normal(random);
         if (data == Data::kRectified) value = std::max(0.0, value);

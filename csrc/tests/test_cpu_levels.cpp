@@ -283,6 +283,68 @@ void alignments_are_their_definition(cpu::Level const& level, double tolerance) 
   }
 }
 
+// What is made of labels as they come, to the bit: terms of entropies, and the first of the best widths.
+template <class Scalar>
+void labels_as_they_come_give_the_bits_of_sorted_ones(cpu::Level const& level, EntropyOrder const& order) {
+  for (Index n : {1, 2, 33}) {
+    Layer<Scalar> layer(n, 11, 30, 4, Data::kRectified, 17);
+    cpu::NumThreads const threads{2};
+    cpu::relevance(layer.problem(order), threads, level);
+    Scalar label_entropy = -1;
+    std::vector<Scalar> relevance(11, -1), entropy(11, -1), joint(11, -1);
+    TermsProblem<Scalar> terms{layer.view(),     layer.labels.data(), layer.sigma.data(), order,
+                               relevance.data(), entropy.data(),      joint.data(),       &label_entropy};
+    layer.labels[n / 2] -= 7;  // of no class id
+    layer.sigma[3] = 0;
+    CHECK(!cpu::relevance_terms(terms, threads, level));  // for its label
+    layer.labels[n / 2] += 7;
+    for (Scalar width :
+         {Scalar(0), Scalar(-1), std::numeric_limits<Scalar>::infinity(), std::numeric_limits<Scalar>::quiet_NaN()}) {
+      layer.sigma[3] = width;
+      CHECK(!cpu::relevance_terms(terms, threads, level));
+    }
+    CHECK(label_entropy == -1 && relevance == std::vector<Scalar>(11, -1));  // nothing was computed
+    CHECK(entropy == relevance && joint == relevance);
+
+    layer.sigma[3] = layer.sigma[10];  // as it was: the widths have a period of 7
+    CHECK(cpu::relevance_terms(terms, threads, level));
+    CHECK(entropy == layer.entropy && joint == layer.joint);
+    std::vector<double> shares;
+    for (Index c = 0; layer.offsets[c] < n; ++c) {
+      shares.push_back(static_cast<double>(layer.offsets[c + 1] - layer.offsets[c]) / static_cast<double>(n));
+    }
+    Index const classes = static_cast<Index>(shares.size());
+    CHECK(label_entropy == static_cast<Scalar>(entropy_bits_of_eigenvalues(shares.data(), classes, order.alpha)));
+    for (Index f = 0; f < 11; ++f) CHECK(relevance[f] == entropy[f] - joint[f] + label_entropy);
+
+    std::vector<Scalar> const multiples{Scalar(0.3), Scalar(0.7), 1, 1, 2, 3, 5, 10};  // two of them equal
+    for (bool per_filter : {false, true}) {
+      Index const rows = per_filter ? 11 : 1;
+      std::vector<Scalar> mean(rows), alignment(rows * 8), means(rows, -1), width(rows, -1);
+      cpu::kernel_alignment(
+          {layer.view(), layer.label_view(), multiples.data(), 8, per_filter, mean.data(), alignment.data()}, threads,
+          level);
+      WidthProblem<Scalar> const search{layer.view(), layer.labels.data(), multiples.data(), 8,
+                                        per_filter,   means.data(),        width.data()};
+      layer.labels[0] -= 7;
+      CHECK(!cpu::kernel_width(search, threads, level));
+      CHECK(means == std::vector<Scalar>(rows, -1) && width == means);
+      layer.labels[0] += 7;
+      CHECK(cpu::kernel_width(search, threads, level));
+      CHECK(means == mean);
+      for (Index r = 0; r < rows; ++r) {
+        Index best = 0;
+        for (Index m = 1; m < 8; ++m) best = alignment[r * 8 + m] > alignment[r * 8 + best] ? m : best;
+        CHECK(width[r] == multiples[best] * mean[r]);
+      }
+    }
+
+    layer.acts[(n - 1) * 11 * 30 + 4 * 30] = std::numeric_limits<Scalar>::infinity();  // of filter 4
+    CHECK(!cpu::relevance_terms(terms, threads, level));
+    for (Index f = 0; f < 11; ++f) CHECK(std::isnan(relevance[f]) == (f == 4) && std::isnan(entropy[f]) == (f == 4));
+  }
+}
+
 }  // namespace
 }  // namespace hrel
 
@@ -309,6 +371,10 @@ int main() {
     a_matrix_without_entropy_spoils_itself_alone(*level);
     alignments_are_their_definition<float>(*level, 1e-5);
     alignments_are_their_definition<double>(*level, 1e-12);
+    for (EntropyOrder const& order : {kOrder101, kSquare, kCube, kLarge}) {
+      labels_as_they_come_give_the_bits_of_sorted_ones<float>(*level, order);
+    }
+    labels_as_they_come_give_the_bits_of_sorted_ones<double>(*level, kShannon);
   }
   return test::result();
 }

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hrel_ext._batch import positive, same_class, sort_by_class
+from hrel_ext._batch import Classes, positive, same_class
 from hrel_ext._files import TableFormat, check_tensors
 from hrel_ext.collect import check_where, evaluation_mode, score_forward_pass, targets_of
 from hrel_ext.entropy import entropy, joint_entropy
@@ -367,7 +367,7 @@ class InformationPlane:
         if not isinstance(inputs, Tensor) or not inputs.dtype.is_floating_point or inputs.dim() < 2:
             got = f"{inputs.dtype} {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
             raise TypeError(f"inputs must be a floating point tensor of shape (N, ...), got {got}")
-        classes = sort_by_class(labels)
+        classes = Classes(labels)
         if len(inputs) != len(labels):
             raise ValueError(
                 f"labels must have shape (N,) = ({len(inputs)},) to match inputs of shape {tuple(inputs.shape)}, "
