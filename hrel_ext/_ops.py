@@ -2,7 +2,8 @@
 allocation, native calls.
 
 ``matrix_entropy`` is differentiable, by the op ``matrix_entropy_gradient`` in plain PyTorch; the others are not, and
-refuse operands that require grad. `sort_by_class`, which is no op, makes order and class_offsets.
+refuse operands that require grad. `sort_by_class`, which is no op, makes order and class_offsets. Nor are
+`relevance_terms` and `kernel_width`: on the CPU they take labels as they come, and each is one native call.
 
 Operands of the first three: acts (N, F, D), any strides, float32 or float64, on CUDA also half precision; order (N,)
 int64, sorted by class; class_offsets (N + 1,) int64, class c being ``order[class_offsets[c]:class_offsets[c + 1]]`` and
