@@ -1,6 +1,7 @@
 // Squared distances d2_ij = |x_i - x_j|^2 of the maps of a group of filters, for one filter a lane: by products where
 // cpu/map_distances.h finds them good enough, else by differences. SPDX-License-Identifier: MIT
 #pragma once
+#include <algorithm>
 #include <type_traits>
 
 #include "cpu/lanes.h"
@@ -131,9 +132,7 @@ enum class Before { kNothing, kSums };
 
 // Tiles of columns whose sums, of one tile of rows, fit the registers beside what they are made of.
 template <class Pack>
-inline constexpr int kTilesThatFit = (kRegisters - 8) / (kTile * kTile / kNeighbours<Pack>);
-template <class Pack>
-inline constexpr int kTilesAtOnce = kTilesThatFit<Pack> < 1 ? 1 : kTilesThatFit<Pack>;
+inline constexpr int kTilesAtOnce = std::clamp<int>((kRegisters - 8) / (kTile * kTile / kNeighbours<Pack>), 1, 3);
 
 // kTiles tiles side by side, of one tile of rows: sums of Term over the staged positions. The sum begins at 0: one long
 // float32 sum would lose digits.
@@ -191,7 +190,6 @@ template <class Term, class Pack, class Meanwhile>
 HREL_HD void add_staged_positions(Pack const* staged, Index tiles, Index positions, Before before,
                                   Meanwhile const& meanwhile, Pack* triangle) {
   constexpr int kTiles = kTilesAtOnce<Pack>;
-  static_assert(kTiles <= 3);
   Index const step = kTile * positions;
   for (Index column = 0; column < tiles; column += kTiles) {
     Pack const* const columns = staged + column * step;

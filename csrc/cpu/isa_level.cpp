@@ -33,20 +33,22 @@ Reading reading_of(ActivationView<Scalar> const& acts) {
   return {has_long_maps(acts), groups_in_turns(acts)};
 }
 
-// Of groups of at most one member a lane. The fewest that do, as a group takes its time however few its members are;
-// but where maps are read one after the other, all threads get their share of them. Groups in turns are one task, if
-// every thread has several.
-template <class Pack>
-Index num_tasks(Index count, Reading const& reading, Index num_threads) {
-  constexpr Index kLanes = Lanes<Pack>::kCount;
+// Of groups of at most one member a lane. Full ones as far as all threads get as many. The rest goes to half groups, if
+// every thread has at most one of them, or to the fewest groups that do, as a group takes its time however few its
+// members are; but where maps are read one after the other, all threads get their share of it. Groups in turns are one
+// task, if every thread has several.
+template <class Pack, class Half = Pack>
+Tasks tasks_of(Index count, Reading const& reading, Index num_threads) {
+  constexpr Index kLanes = Lanes<Pack>::kCount, kHalf = Lanes<Half>::kCount;
   Index const share = count / (kLanes * num_threads);
   if (share > 1 && reading.groups_in_turns > 1) {
     Index const together = kLanes * num_threads * (share < reading.groups_in_turns ? share : reading.groups_in_turns);
-    return (count + together - 1) / together * num_threads;
+    return {0, (count + together - 1) / together * num_threads};
   }
-  Index const width = kLanes * (reading.in_turn ? num_threads : 1);
-  Index const groups = (count + width - 1) / width * (width / kLanes);
-  return groups < count ? groups : count;
+  Index const rest = count - share * num_threads * kLanes;
+  Index const groups = (rest + kLanes - 1) / kLanes, halves = (rest + kHalf - 1) / kHalf;
+  Index const by_all = rest < num_threads ? rest : num_threads;
+  return {share * num_threads, reading.in_turn ? by_all : halves <= num_threads ? halves : groups};
 }
 
 struct Members {
@@ -54,9 +56,13 @@ struct Members {
   int count;
 };
 
-Members members_of(Index task, Index num_tasks, Index count) {
-  Index const first = task * count / num_tasks;
-  return {first, static_cast<int>((task + 1) * count / num_tasks - first)};
+template <class Pack>
+Members members_of(Index task, Tasks const& tasks, Index count) {
+  constexpr Index kLanes = Lanes<Pack>::kCount;
+  if (task < tasks.num_full) return {task * kLanes, static_cast<int>(kLanes)};
+  Index const other = task - tasks.num_full, before = tasks.num_full * kLanes, rest = count - before;
+  Index const first = other * rest / tasks.num_others;
+  return {before + first, static_cast<int>((other + 1) * rest / tasks.num_others - first)};
 }
 
 template <class Scalar>
@@ -113,15 +119,16 @@ struct MatrixEntropy {
 template <class Scalar, class Group>
 struct Entropies {
   using Native = typename NativePack<Scalar>::Type;
+  using Half = HalfPack<Native>;
   using Problem = typename Group::Problem;
 
   static bool takes_eigenvalues(Problem const& problem) { return problem.order.spectrum == Spectrum::kEigenvalues; }
 
-  static Index num_tasks(Problem const& problem, Index num_threads) {
+  static Tasks tasks(Problem const& problem, Index num_threads) {
     Index const count = Group::count(problem);
     Reading const reading = Group::reading(problem);
-    return takes_eigenvalues(problem) ? HREL_LEVEL::num_tasks<DoublePack>(count, reading, num_threads)
-                                      : HREL_LEVEL::num_tasks<Native>(count, reading, num_threads);
+    return takes_eigenvalues(problem) ? tasks_of<DoublePack>(count, reading, num_threads)
+                                      : tasks_of<Native, Half>(count, reading, num_threads);
   }
 
   template <class Pack>
@@ -149,16 +156,19 @@ struct Entropies {
     }
   }
 
-  static void run(Problem const& problem, Index task, Index num_tasks, std::byte* scratch) {
-    Members const members = members_of(task, num_tasks, Group::count(problem));
+  static void run(Problem const& problem, Index task, Tasks const& tasks, std::byte* scratch) {
+    Index const count = Group::count(problem);
+    Members const exact = members_of<DoublePack>(task, tasks, count), members = members_of<Native>(task, tasks, count);
     if (takes_eigenvalues(problem)) {
-      run_group<DoublePack>(problem, members, scratch);
+      run_group<DoublePack>(problem, exact, scratch);
+    } else if (members.count <= Lanes<Half>::kCount) {
+      run_group<Half>(problem, members, scratch);
     } else {
       run_group<Native>(problem, members, scratch);
     }
   }
 
-  static constexpr Kernel<Problem> kKernel{num_tasks, scratch_bytes, run};
+  static constexpr Kernel<Problem> kKernel{tasks, scratch_bytes, run};
 };
 
 template <class Scalar>
@@ -166,8 +176,8 @@ struct FilterAlignment {
   using Pack = typename NativePack<Scalar>::Type;
   using Problem = AlignmentProblem<Scalar>;
 
-  static Index num_tasks(Problem const& problem, Index num_threads) {
-    return HREL_LEVEL::num_tasks<Pack>(problem.acts.num_filters, reading_of(problem.acts), num_threads);
+  static Tasks tasks(Problem const& problem, Index num_threads) {
+    return tasks_of<Pack>(problem.acts.num_filters, reading_of(problem.acts), num_threads);
   }
 
   static Index scratch_bytes(Problem const& problem) {
@@ -176,12 +186,12 @@ struct FilterAlignment {
     return memory.used;
   }
 
-  static void run(Problem const& problem, Index task, Index num_tasks, std::byte* scratch) {
-    Members const members = members_of(task, num_tasks, problem.acts.num_filters);
+  static void run(Problem const& problem, Index task, Tasks const& tasks, std::byte* scratch) {
+    Members const members = members_of<Pack>(task, tasks, problem.acts.num_filters);
     alignment_of_groups<Pack>(problem, members.first, members.count, Scratch{scratch});
   }
 
-  static constexpr Kernel<Problem> kKernel{num_tasks, scratch_bytes, run};
+  static constexpr Kernel<Problem> kKernel{tasks, scratch_bytes, run};
 };
 
 template <class Scalar>
@@ -189,7 +199,7 @@ struct LayerDistances {
   using Pack = typename NativePack<Scalar>::Type;
   using Problem = LayerAlignment<Scalar>;
 
-  static Index num_tasks(Problem const& layer, Index) { return layer.num_slices; }
+  static Tasks tasks(Problem const& layer, Index) { return {0, layer.num_slices}; }
 
   static Index scratch_bytes(Problem const& layer) {
     Scratch memory{nullptr};
@@ -197,7 +207,7 @@ struct LayerDistances {
     return memory.used;
   }
 
-  static void run(Problem const& layer, Index task, Index, std::byte* scratch) {
+  static void run(Problem const& layer, Index task, Tasks const&, std::byte* scratch) {
     ActivationView<Scalar> const& acts = layer.problem.acts;
     Index const values = acts.num_filters * acts.num_features;
     distances_of_slice<Pack>(acts, layer.problem.labels.order, task * values / layer.num_slices,
@@ -205,7 +215,7 @@ struct LayerDistances {
                              layer.slices + task * triangle_elements(acts.num_samples), Scratch{scratch});
   }
 
-  static constexpr Kernel<Problem> kKernel{num_tasks, scratch_bytes, run};
+  static constexpr Kernel<Problem> kKernel{tasks, scratch_bytes, run};
 };
 
 template <class Scalar>
@@ -213,7 +223,7 @@ struct LayerWidths {
   using Pack = typename NativePack<Scalar>::Type;
   using Problem = LayerAlignment<Scalar>;
 
-  static Index num_tasks(Problem const&, Index) { return 1; }
+  static Tasks tasks(Problem const&, Index) { return {0, 1}; }
 
   static Index scratch_bytes(Problem const&) {
     Scratch memory{nullptr};
@@ -221,7 +231,7 @@ struct LayerWidths {
     return memory.used;
   }
 
-  static void run(Problem const& layer, Index, Index, std::byte* scratch) {
+  static void run(Problem const& layer, Index, Tasks const&, std::byte* scratch) {
     AlignmentProblem<Scalar> const& problem = layer.problem;
     Scratch memory{scratch};
     double const mean_distance = problem.mean_distance[0];
@@ -231,7 +241,7 @@ struct LayerWidths {
                                AlignmentScratch<Scalar>(memory), problem.alignment);
   }
 
-  static constexpr Kernel<Problem> kKernel{num_tasks, scratch_bytes, run};
+  static constexpr Kernel<Problem> kKernel{tasks, scratch_bytes, run};
 };
 
 template <class Scalar>

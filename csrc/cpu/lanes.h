@@ -65,11 +65,21 @@ struct Lanes<WideFloatPack> : Lanes<FloatPack> {
   using Exponent = WideFloatExponent;
   static constexpr int kCount = 16;
 };
+// Half of the lanes, for few filters: a group of them takes two thirds of the time.
+typedef float HalfFloatPack __attribute__((vector_size(16)));
+typedef std::int32_t HalfFloatExponent __attribute__((vector_size(16)));
+template <>
+struct Lanes<HalfFloatPack> : Lanes<FloatPack> {
+  using Exponent = HalfFloatExponent;
+  static constexpr int kCount = 4;
+};
 #else
-typedef FloatPack WideFloatPack;
+typedef FloatPack WideFloatPack, HalfFloatPack;
 #endif
 template <class Pack>
-using WidePack = std::conditional_t<std::is_same_v<Pack, FloatPack>, WideFloatPack, Pack>;
+using WidePack = std::conditional_t<std::is_same_v<typename Lanes<Pack>::Scalar, float>, WideFloatPack, Pack>;
+template <class Pack>
+using HalfPack = std::conditional_t<std::is_same_v<Pack, FloatPack>, HalfFloatPack, Pack>;
 
 template <class Pack>
 HREL_HD Pack splat(typename Lanes<Pack>::Scalar value) {
@@ -95,11 +105,13 @@ HREL_HD void store_neighbours(Pack* packs, WidePack<Pack> wide) {
 
 template <class Pack>
 HREL_HD WidePack<Pack> repeat(Pack pack) {
-  static_assert(kNeighbours<Pack> <= 2);
+  static_assert(kNeighbours<Pack> <= 4);
   if constexpr (kNeighbours<Pack> == 1) {
     return pack;
-  } else {
+  } else if constexpr (kNeighbours<Pack> == 2) {
     return __builtin_shufflevector(pack, pack, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7);
+  } else {
+    return __builtin_shufflevector(pack, pack, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
   }
 }
 
@@ -110,6 +122,10 @@ HREL_HD WidePack<Pack> load_repeated(Pack const* pack) {
   if constexpr (kNeighbours<Pack> == 2) {
     WidePack<Pack> wide;
     asm("vbroadcastf32x8 %1, %0" : "=v"(wide) : "m"(*pack));
+    return wide;
+  } else if constexpr (kNeighbours<Pack> == 4) {
+    WidePack<Pack> wide;
+    asm("vbroadcastf32x4 %1, %0" : "=v"(wide) : "m"(*pack));
     return wide;
   }
 #endif
@@ -133,24 +149,54 @@ HREL_HD void keep_in_memory(Pack& pack) {
   asm("" : "+m"(pack));
 }
 
-// The sum of the neighbours in each of as many registers, side by side.
+// Sums over neighbours take two of them at a time, also where there are four: they have one order, whatever the pack.
 template <class Pack>
-HREL_HD WidePack<Pack> sums_of_neighbours(WidePack<Pack> const (&wide)[kNeighbours<Pack>]) {
-  if constexpr (kNeighbours<Pack> == 1) {
-    return wide[0];
+using PairPack = std::conditional_t<kNeighbours<Pack> == 4, FloatPack, WidePack<Pack>>;
+
+// The first two neighbours, or the last two of four.
+template <class Pack, bool kLast = false>
+HREL_HD PairPack<Pack> pair_of(WidePack<Pack> wide) {
+  static_assert(!kLast || kNeighbours<Pack> == 4);
+  if constexpr (kLast) {
+    return __builtin_shufflevector(wide, wide, 8, 9, 10, 11, 12, 13, 14, 15);
+  } else if constexpr (kNeighbours<Pack> == 4) {
+    return __builtin_shufflevector(wide, wide, 0, 1, 2, 3, 4, 5, 6, 7);
   } else {
-    return __builtin_shufflevector(wide[0], wide[1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-           __builtin_shufflevector(wide[0], wide[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    return wide;
+  }
+}
+
+template <class Pack>
+HREL_HD void add_pairs(WidePack<Pack> x, PairPack<Pack>& sum) {
+  sum += pair_of<Pack>(x);
+  if constexpr (kNeighbours<Pack> == 4) sum += pair_of<Pack, true>(x);
+}
+
+template <class Pack>
+HREL_HD void add_pairs_of_products(WidePack<Pack> x, WidePack<Pack> y, PairPack<Pack>& sum) {
+  sum += pair_of<Pack>(x) * pair_of<Pack>(y);
+  if constexpr (kNeighbours<Pack> == 4) sum += pair_of<Pack, true>(x) * pair_of<Pack, true>(y);
+}
+
+template <class Pack>
+HREL_HD Pack sum_of_pair(PairPack<Pack> pair) {
+  if constexpr (kNeighbours<Pack> == 1) {
+    return pair;
+  } else if constexpr (kNeighbours<Pack> == 2) {
+    return __builtin_shufflevector(pair, pair, 0, 1, 2, 3, 4, 5, 6, 7) +
+           __builtin_shufflevector(pair, pair, 8, 9, 10, 11, 12, 13, 14, 15);
+  } else {
+    return __builtin_shufflevector(pair, pair, 0, 1, 2, 3) + __builtin_shufflevector(pair, pair, 4, 5, 6, 7);
   }
 }
 
 template <class Pack>
 HREL_HD Pack sum_of_neighbours(WidePack<Pack> wide) {
-  if constexpr (kNeighbours<Pack> == 1) {
-    return wide;
+  Pack const first = sum_of_pair<Pack>(pair_of<Pack>(wide));
+  if constexpr (kNeighbours<Pack> < 4) {
+    return first;
   } else {
-    return __builtin_shufflevector(wide, wide, 0, 1, 2, 3, 4, 5, 6, 7) +
-           __builtin_shufflevector(wide, wide, 8, 9, 10, 11, 12, 13, 14, 15);
+    return first + sum_of_pair<Pack>(pair_of<Pack, true>(wide));
   }
 }
 

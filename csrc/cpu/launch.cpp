@@ -81,7 +81,8 @@ void on_threads(Index count, Work& work) {
 // here.
 template <class Problem>
 void run_tasks(Kernel<Problem> const& kernel, Problem const& problem, NumThreads threads) {
-  Index const num_tasks = kernel.num_tasks(problem, threads.value);
+  Tasks const tasks = kernel.tasks(problem, threads.value);
+  Index const num_tasks = tasks.count();
   Index const bytes = kernel.scratch_bytes(problem), count = std::min<Index>(threads.value, num_tasks);
   check_fits(bytes, count);
   std::atomic<Index> next{0};
@@ -93,7 +94,7 @@ void run_tasks(Kernel<Problem> const& kernel, Problem const& problem, NumThreads
           ::operator new[](static_cast<std::size_t>(bytes), std::align_val_t{kScratchAlignment}, std::nothrow);
       if (memory == nullptr) throw OutOfMemory(bytes, count);
       AlignedBytes const scratch(static_cast<std::byte*>(memory));
-      for (Index task = next++; task < num_tasks; task = next++) kernel.run(problem, task, num_tasks, scratch.get());
+      for (Index task = next++; task < num_tasks; task = next++) kernel.run(problem, task, tasks, scratch.get());
     } catch (...) {
       std::lock_guard const lock(failure_mutex);
       if (!failure) failure = std::current_exception();

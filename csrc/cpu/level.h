@@ -8,11 +8,19 @@
 
 namespace hrel::cpu {
 
+// Who computes what, which the results do not depend on: the first tasks take as much as one can, the others share the
+// rest evenly.
+struct Tasks {
+  Index num_full, num_others;
+
+  Index count() const { return num_full + num_others; }
+};
+
 template <class Problem>
 struct Kernel {
-  Index (*num_tasks)(Problem const&, Index num_threads);  // decides nothing but who computes what, never the results
-  Index (*scratch_bytes)(Problem const&);                 // of one thread
-  void (*run)(Problem const&, Index task, Index num_tasks, std::byte* scratch);
+  Tasks (*tasks)(Problem const&, Index num_threads);
+  Index (*scratch_bytes)(Problem const&);  // of one thread
+  void (*run)(Problem const&, Index task, Tasks const&, std::byte* scratch);
 };
 
 // The layer's width in two kernels: distances slice by slice, then, when they are summed, the alignment of every width.

@@ -39,7 +39,7 @@ struct RowsOfPass {
   using Wide = WidePack<Pack>;
   static constexpr int kRows = kRowsOfPass<Pack>;
   Wide v[2][kRows], w[2][kRows], x[2][kRows];
-  Wide sum[2][kRows / kNeighbours<Pack>][kNeighbours<Pack>];
+  PairPack<Pack> sum[2][kRows];
 
   HREL_HD RowsOfPass(Reflectors<Pack> const& s, Index first) {
 #pragma GCC unroll 2
@@ -49,12 +49,10 @@ struct RowsOfPass {
         v[k][i] = load_repeated(s.v[k] + first + i);
         w[k][i] = load_repeated(s.w[k] + first + i);
         x[k][i] = load_repeated(s.x[k] + first + i);
-        of_row(k, i) = Wide{};
+        sum[k][i] = PairPack<Pack>{};
       }
     }
   }
-
-  HREL_HD Wide& of_row(int k, int i) { return sum[k][i / kNeighbours<Pack>][i % kNeighbours<Pack>]; }
 
   template <bool kOnDiagonal>
   HREL_HD void columns(Reflectors<Pack> const& s, Index j, Pack* __restrict tile) {
@@ -74,8 +72,8 @@ struct RowsOfPass {
       element -= v[1][i] * w1;
       element -= w[1][i] * v1;
       store_neighbours(tile + i * kTile, element);
-      of_row(0, i) += element * x0;
-      of_row(1, i) += element * x1;
+      add_pairs_of_products<Pack>(element, x0, sum[0][i]);
+      add_pairs_of_products<Pack>(element, x1, sum[1][i]);
       if constexpr (!kOnDiagonal) {
         y0 += element * x[0][i];
         y1 += element * x[1][i];
@@ -109,12 +107,9 @@ HREL_HD void update_and_multiply(Pack* triangle, Index size, Reflectors<Pack> co
       for (int c = 0; c < kTile; c += kNeighbours<Pack>) rows.template columns<true>(s, i + c, tile + c);
 #pragma GCC unroll 2
       for (int k = 0; k < 2; ++k) {
-        Pack* y = s.y[k] + i + first;
-#pragma GCC unroll 2
-        for (auto const& neighbours : rows.sum[k]) {
-          store_neighbours(y, load_neighbours(y) + sums_of_neighbours<Pack>(neighbours));
-          y += kNeighbours<Pack>;
-        }
+        Pack* const y = s.y[k] + i + first;
+#pragma GCC unroll 4
+        for (int r = 0; r < kRowsOfPass<Pack>; ++r) y[r] += sum_of_pair<Pack>(rows.sum[k][r]);
       }
     }
   }
@@ -131,7 +126,7 @@ HREL_HD void multiply_by_mean(Pack const* triangle, Index size, typename Lanes<P
   Pack* const y = s.y[0];
   for (Index tile_row = 0; tile_row < tiles; ++tile_row) {
     Pack const* tile = triangle + tile_offset(tile_row, 0);
-    Wide sum[kTile] = {};
+    PairPack<Pack> sum[kTile] = {};
     for (Index tile_column = 0; tile_column <= tile_row; ++tile_column, tile += kTile * kTile) {
       Wide of_columns[kColumns] = {};
 #pragma GCC unroll 4
@@ -139,7 +134,7 @@ HREL_HD void multiply_by_mean(Pack const* triangle, Index size, typename Lanes<P
 #pragma GCC unroll 4
         for (int c = 0; c < kColumns; ++c) {
           Wide const element = load_neighbours(tile + i * kTile + c * kNeighbours<Pack>);
-          sum[i] += element;
+          add_pairs<Pack>(element, sum[i]);
           of_columns[c] += element;
         }
       }
@@ -151,7 +146,7 @@ HREL_HD void multiply_by_mean(Pack const* triangle, Index size, typename Lanes<P
       }
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < kTile; ++i) y[tile_row * kTile + i] = sum_of_neighbours<Pack>(sum[i]);
+    for (int i = 0; i < kTile; ++i) y[tile_row * kTile + i] = sum_of_pair<Pack>(sum[i]);
   }
   for (Index j = 0; j < size; ++j) y[j] = y[j] * scale - triangle[element_offset(size - 1, j)];
 }

@@ -166,9 +166,9 @@ void an_indefinite_joint_matrix_is_redone_by_eigenvalues(cpu::Level const& level
 }
 
 void one_filter_and_many_give_the_same_bits_on_any_number_of_threads(cpu::Level const& level) {
-  for (Index features : {40, 90}) {  // short maps and long ones; groups depend on the threads
+  for (Index features : {5, 40, 300}) {  // maps of either length; groups, whole or half, depend on the threads
     for (int threads : {1, 3, 7, 40}) {
-      Layer<float> all(37, 41, features, 5, Data::kRectified, 7);
+      Layer<float> all(features < 300 ? 101 : 37, 41, features, 5, Data::kRectified, 7);
       cpu::relevance(all.problem(kOrder101), cpu::NumThreads{threads}, level);
       for (Index f = 0; f < all.filters; ++f) {
         float entropy = -1, joint = -1;
