@@ -133,7 +133,7 @@ template <class Pack>
 struct KernelsInLanes {
   using Value = typename Lanes<Pack>::Scalar;
   static constexpr int kKernels = Lanes<Pack>::kCount;
-  static_assert(kKernels == Binning<Value>::kCopies);
+  static_assert(Binning<Value>::kCopies % kKernels == 0);
 
   Pack const* triangle;
   Pack inverse_width;
@@ -313,7 +313,7 @@ HREL_HD void alignment_of_group(AlignmentProblem<Scalar> const& problem, Index f
     alignment_of_kernels<Pack>(problem.labels, n, problem.multiples, problem.num_widths, count, mean + lane, source,
                                scratch, problem.alignment + (first_filter + lane) * problem.num_widths);
   };
-  if constexpr (Binning<Value>::kCopies == Lanes<Pack>::kCount) {
+  if constexpr (Binning<Value>::kCopies >= Lanes<Pack>::kCount) {
     align(0, num_filters, [&](Value const* inverse_width) {
       Pack inverse_widths;
       for (int lane = 0; lane < Lanes<Pack>::kCount; ++lane) inverse_widths[lane] = inverse_width[lane];

@@ -37,9 +37,9 @@ Reading reading_of(ActivationView<Scalar> const& acts) {
 // every thread has at most one of them, or to the fewest groups that do, as a group takes its time however few its
 // members are; but where maps are read one after the other, all threads get their share of it. Groups in turns are one
 // task, if every thread has several.
-template <class Pack, class Half = Pack>
+template <class Pack>
 Tasks tasks_of(Index count, Reading const& reading, Index num_threads) {
-  constexpr Index kLanes = Lanes<Pack>::kCount, kHalf = Lanes<Half>::kCount;
+  constexpr Index kLanes = Lanes<Pack>::kCount, kHalf = Lanes<HalfPack<Pack>>::kCount;
   Index const share = count / (kLanes * num_threads);
   if (share > 1 && reading.groups_in_turns > 1) {
     Index const together = kLanes * num_threads * (share < reading.groups_in_turns ? share : reading.groups_in_turns);
@@ -128,7 +128,7 @@ struct Entropies {
     Index const count = Group::count(problem);
     Reading const reading = Group::reading(problem);
     return takes_eigenvalues(problem) ? tasks_of<DoublePack>(count, reading, num_threads)
-                                      : tasks_of<Native, Half>(count, reading, num_threads);
+                                      : tasks_of<Native>(count, reading, num_threads);
   }
 
   template <class Pack>
@@ -174,6 +174,7 @@ struct Entropies {
 template <class Scalar>
 struct FilterAlignment {
   using Pack = typename NativePack<Scalar>::Type;
+  using Half = HalfPack<Pack>;
   using Problem = AlignmentProblem<Scalar>;
 
   static Tasks tasks(Problem const& problem, Index num_threads) {
@@ -188,7 +189,11 @@ struct FilterAlignment {
 
   static void run(Problem const& problem, Index task, Tasks const& tasks, std::byte* scratch) {
     Members const members = members_of<Pack>(task, tasks, problem.acts.num_filters);
-    alignment_of_groups<Pack>(problem, members.first, members.count, Scratch{scratch});
+    if (members.count <= Lanes<Half>::kCount) {
+      alignment_of_groups<Half>(problem, members.first, members.count, Scratch{scratch});
+    } else {
+      alignment_of_groups<Pack>(problem, members.first, members.count, Scratch{scratch});
+    }
   }
 
   static constexpr Kernel<Problem> kKernel{tasks, scratch_bytes, run};

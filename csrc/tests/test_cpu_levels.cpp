@@ -279,6 +279,14 @@ void alignments_are_their_definition(cpu::Level const& level, double tolerance) 
       for (Index m = 0; m < widths; ++m) {
         CHECK_NEAR(alignment[row * widths + m], expected.alignment[m], tolerance);
       }
+      if (!per_filter) continue;
+      std::vector<Scalar> alone(widths);
+      AlignmentProblem<Scalar> one{layer.view(), layer.label_view(), multiples.data(), widths,
+                                   true,         &mean[row],         alone.data()};
+      one.acts.data += row * one.acts.filter_stride;
+      one.acts.num_filters = 1;
+      cpu::kernel_alignment(one, cpu::NumThreads{1}, level);
+      CHECK(std::equal(alone.begin(), alone.end(), alignment.begin() + row * widths));
     }
   }
 }
