@@ -56,8 +56,7 @@ def test_scoring_pass(name, quick, take_turns, record_row):
     times = take_turns(
         lambda: collect(model, [(images, labels)]),
         {"forward": forward, "reference": lambda: forward(score_by_reference)},
-        rounds=7,
-        every={"reference": 4},
+        rounds=5,
     )
     record_row(
         model=name, num_samples=num_samples, image=list(image), layers=len(layers), error_bits=max(errors), **times

@@ -15,6 +15,7 @@ from hrel_ext.testing import Layer
 
 SEED = 1787
 ROUNDS = 15
+LEAST_TURNS = 5  # of a contestant, or its median says little
 _rows: list[tuple[str, str, dict]] = []
 
 
@@ -45,6 +46,7 @@ def take_turns(benchmark, quick):
         every: dict[str, int] | None = None,
     ) -> dict[str, Timing]:
         """Time ``ours`` in each of the rounds and each other one in every n-th of them; the results are by name."""
+        assert quick or all(len(range(0, rounds, n)) >= LEAST_TURNS for n in (every or {}).values())
         taken: dict[str, list[float]] = {name: [] for name in others}
         turn = -1  # the warm-up
 
