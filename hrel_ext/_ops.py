@@ -2,8 +2,8 @@
 allocation, native calls.
 
 ``matrix_entropy`` is differentiable, by the op ``matrix_entropy_gradient`` in plain PyTorch; the others are not, and
-refuse operands that require grad. `sort_by_class`, which is no op, makes order and class_offsets. Nor are
-`relevance_terms` and `kernel_width`: on the CPU they take labels as they come, and each is one native call.
+refuse operands that require grad. No ops are `sort_by_class`, which makes order and class_offsets, and
+`relevance_terms` and `kernel_width`, which take labels as they come: on the CPU, each in one native call.
 
 Operands of the first three: acts (N, F, D), any strides, float32 or float64, on CUDA also half precision; order (N,)
 int64, sorted by class; class_offsets (N + 1,) int64, class c being ``order[class_offsets[c]:class_offsets[c + 1]]`` and
@@ -233,12 +233,15 @@ def _check_operand(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: tor
         raise NotImplementedError(f"{name} must not require grad: the op has no derivative")
 
 
+def _maps(acts: Tensor) -> dict[str, Any]:
+    """The address, extents and strides of acts (N, F, D). The caller keeps the tensor alive during the call."""
+    return {"acts_ptr": acts.data_ptr(), "acts_shape": tuple(acts.shape), "acts_strides": acts.stride()}
+
+
 def _operands(acts: Tensor, order: Tensor, class_offsets: Tensor, label_gram: Tensor | None) -> dict[str, Any]:
     """Addresses, extents and strides. The caller keeps the tensors alive during the call."""
     return {
-        "acts_ptr": acts.data_ptr(),
-        "acts_shape": tuple(acts.shape),
-        "acts_strides": acts.stride(),
+        **_maps(acts),
         "order_ptr": order.data_ptr(),
         "class_offsets_ptr": class_offsets.data_ptr(),
         "label_gram_ptr": 0 if label_gram is None else label_gram.data_ptr(),
@@ -318,9 +321,7 @@ def relevance_terms(acts: Tensor, labels: Tensor, sigma: Tensor, alpha: float) -
     terms = [torch.empty_like(sigma) for _ in range(3)] + [sigma.new_empty(())]
     labels = labels.contiguous()
     problem = _LABEL_PROBLEMS[acts.dtype][0](
-        acts_ptr=acts.data_ptr(),
-        acts_shape=tuple(acts.shape),
-        acts_strides=acts.stride(),
+        **_maps(acts),
         labels_ptr=labels.data_ptr(),
         entropy_order=_entropy_order(acts.dtype, alpha, len(acts)),
         sigma_ptr=sigma.data_ptr(),
@@ -344,9 +345,7 @@ def kernel_width(
     mean_distance, width = multiples.new_empty(rows), multiples.new_empty(rows)
     labels = labels.contiguous()
     problem = _LABEL_PROBLEMS[acts.dtype][1](
-        acts_ptr=acts.data_ptr(),
-        acts_shape=tuple(acts.shape),
-        acts_strides=acts.stride(),
+        **_maps(acts),
         labels_ptr=labels.data_ptr(),
         multiples_ptr=multiples.data_ptr(),
         num_widths=len(multiples),
@@ -426,9 +425,7 @@ def permuted_joint_entropy(
     order, class_offsets = order.contiguous(), class_offsets.contiguous()
     permutations, sigma = permutations.contiguous(), sigma.contiguous()
     problem = _PERMUTATION_PROBLEMS[acts.dtype](
-        acts_ptr=acts.data_ptr(),
-        acts_shape=tuple(acts.shape),
-        acts_strides=acts.stride(),
+        **_maps(acts),
         order_ptr=order.data_ptr(),
         class_offsets_ptr=class_offsets.data_ptr(),
         entropy_order=_entropy_order(acts.dtype, alpha, num_samples),
