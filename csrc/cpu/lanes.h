@@ -55,8 +55,8 @@ struct Lanes<DoublePack> {
   static constexpr double kNegligibleSquare = 1e-290;
 };
 
-// The widest pack of the level: for loops over the samples of one filter, and for groups of filters whose triangles the
-// second-level cache holds. Not for float64, whose filters are few.
+// The widest pack of the level: for loops over the samples of one filter, and for neighbours (below). Not for float64,
+// whose filters are few.
 #if defined(__AVX512F__)
 typedef float WideFloatPack __attribute__((vector_size(64)));
 typedef std::int32_t WideFloatExponent __attribute__((vector_size(64)));
@@ -87,7 +87,7 @@ HREL_HD Pack splat(typename Lanes<Pack>::Scalar value) {
 }
 
 // Packs that lie side by side in memory go into one register where the level has wider ones than the pack: what is done
-// to each of several elements of the same matrices takes half the steps.
+// to each of several elements of the same matrices takes a half or a fourth of the steps.
 template <class Pack>
 inline constexpr int kNeighbours = sizeof(WidePack<Pack>) / sizeof(Pack);
 
