@@ -25,7 +25,7 @@ inline constexpr int kAlignmentThreads = 256;
 template <int kThreads>
 struct AlignmentBlock {
   static constexpr int kWarps = kThreads / kWarp;
-  int class_start[kLargestSharedSize];  // of the class of each sample, in the order of the samples
+  int class_start[kLargestSize];  // of the class of each sample, in the order of the samples
   float parts[3][kWarps];
   float width_parts[kWarps][2 * kWidthsAtOnce];
 };
@@ -50,10 +50,10 @@ __global__ void __launch_bounds__(kThreads, 1) alignment_kernel(AlignmentArgumen
   };
 
   float sum = 0, label_square = 0;
-  for_each_packed<kThreads>(n, thread, [&](int offset, int row, int column) {
+  Packed::for_each<kThreads>(n, thread, [&](int offset, int row, int column) {
     float const copies = row == column ? 1 : 2, l = weight(row, column);
     float d2[1];
-    distances_of_slots(args.slots, args.splits, n, row_of_launch, {offset}, d2);
+    distances_of_slots(args.slots, args.splits, n, row_of_launch, {tiled_offset(row, column)}, d2);
     distances[offset] = d2[0];
     sum += copies * std::sqrt(d2[0]);
     label_square += copies * l * l;
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 1) alignment_kernel(AlignmentArgumen
       inverse[m] = width > 0 ? 1 / width : 0;
       product[m] = square[m] = 0;
     }
-    for_each_packed<kThreads>(n, thread, [&](int offset, int row, int column) {
+    Packed::for_each<kThreads>(n, thread, [&](int offset, int row, int column) {
       float const copies = row == column ? 1 : 2, labelled = copies * weight(row, column), d2 = distances[offset];
 #pragma unroll
       for (int m = 0; m < kWidthsAtOnce; ++m) {

@@ -58,6 +58,15 @@ __device__ __forceinline__ void for_each_index(int thread, Visit const& visit) {
   }
 }
 
+template <class Real>
+__device__ __forceinline__ Real warp_sum(Real value) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+  return value;
+}
+
+inline constexpr float kNegligibleSquare = 1e-30f;  // of a column that a reduction finds reduced already
+
 // Element (row, column), column <= row, of a symmetric matrix kept as its lower triangle, row by row.
 HREL_HD int packed_offset(int row, int column) { return row * (row + 1) / 2 + column; }
 

@@ -1,6 +1,8 @@
 // Partial squared distances into the workspace, for maps so large that several teams share one, and for matrices too
-// large for registers. [rows, splits, packed N x N] float32. SPDX-License-Identifier: MIT
+// large for registers. [rows, splits, tiles of N x N] float32. SPDX-License-Identifier: MIT
 #pragma once
+#include <type_traits>
+
 #include "cuda/gram.cuh"
 #include "cuda/kernel_shape.cuh"
 #include "cuda/plan.h"
@@ -26,54 +28,58 @@ __device__ __forceinline__ Real scale_of_width(Real sigma) {
   return std::ldexp(Real(1), exponent > kLimit ? kLimit : exponent < -kLimit ? -kLimit : exponent);
 }
 
-// Of more samples the sums of products would not fit into registers.
-inline constexpr int kLargestProductSize = 128;
-
-template <class Shape>
+template <class Kernel>
 union DistanceStage {
-  GramStage<Shape> differences;
-  ProductStage<Shape> products;
+  GramStage<typename Kernel::Shape> differences;
+  std::conditional_t<Kernel::kProducts, ProductStage<typename Kernel::Shape>, char> products;
 };
 
-// Squared distances between the maps of a filter times `scale`, over positions begin .. end - 1, one of `parts` equal
-// parts of them: by products where they pay and are accurate for this width (null: by differences), else by
-// differences.
-template <class Shape, class Store>
-__device__ __forceinline__ void squared_distances_of_filter(Maps const& maps, Index const* order, Index filter,
-                                                            Index begin, Index end, Index parts, float const* sigma,
-                                                            DistanceStage<Shape>& stage, int thread,
-                                                            Store const& store) {
+// Squared distances between the maps of a filter times the scale of its width, over one of `parts` equal parts of the
+// positions: by products where they pay and are accurate for this width (null: by differences), else by differences.
+template <class Kernel, class Store>
+__device__ __forceinline__ void squared_distances_of_filter(Maps const& maps, Index const* order, int filter, int part,
+                                                            int parts, float const* sigma, DistanceStage<Kernel>& stage,
+                                                            int thread, Store const& store) {
+  using Shape = typename Kernel::Shape;
   float const scale = sigma == nullptr ? 1.0f : scale_of_width(sigma[filter]);
-  if constexpr (Shape::kSize <= kLargestProductSize) {
-    if (sigma != nullptr && end - begin >= kLeastPositions) {
+  bool done = false;
+  if constexpr (Kernel::kProducts) {
+    Index const begin = part_begin(part, parts, maps.num_positions);
+    Index const end = part_begin(part + 1, parts, maps.num_positions);
+    if (sigma != nullptr && end - begin >= kLeastPositions && maps.in_reach) {
       float const width = sigma[filter] * scale;
       float const largest_square = kLargestSquare * width * width / static_cast<float>(parts);
-      if (squared_distances_by_products<Shape>(maps, order, filter, begin, end, scale, largest_square, stage.products,
-                                               thread, store)) {
-        return;
-      }
       // Refused by a vote of the team, which is a barrier: the stage is free.
+      done = squared_distances_by_products<Shape>(maps, order, filter, begin, end, scale, largest_square, stage.products,
+                                                  thread, store);
     }
   }
-  squared_distances<Shape>(maps, order, filter, begin, end, scale, stage.differences, thread, store);
+  if (done) return;
+  part = known_from_here(part);
+  squared_distances<Shape>(maps, order, filter, part_begin(part, parts, maps.num_positions),
+                           part_begin(part + 1, parts, maps.num_positions), scale, stage.differences,
+                           known_from_here(thread), store);
 }
+
+__device__ __forceinline__ float sum_of(float a, float b) { return a + b; }
+__device__ __forceinline__ float2 sum_of(float2 a, float2 b) { return {a.x + b.x, a.y + b.y}; }
 
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) distances_kernel(DistancesArguments const args) {
   using Shape = typename Kernel::Shape;
-  int const team = static_cast<int>(threadIdx.x) / Shape::kThreads;
+  // Known to be 0 of one team, which leaves its place to the registers that a warp shares.
+  int const team = Kernel::kTeams == 1 ? 0 : static_cast<int>(threadIdx.x) / Shape::kThreads;
   int const thread = static_cast<int>(threadIdx.x) % Shape::kThreads;
-  Index const unit = static_cast<Index>(blockIdx.x) * Kernel::kTeams + team;
+  int const unit = static_cast<int>(blockIdx.x) * Kernel::kTeams + team, splits = static_cast<int>(args.splits);
   if (unit >= args.num_filters * args.splits) return;
-  Index const row = unit / args.splits, split = unit % args.splits, filter = args.first_filter + row;
-  Index const positions = args.maps.num_positions, parts = args.splits * args.rounds;
-  Index const part = split * args.rounds + args.round;
-  float* const slot = args.slots + unit * packed_elements(args.maps.num_samples);
-  squared_distances_of_filter<Shape>(
-      args.maps, args.order, filter, part_begin(part, parts, positions), part_begin(part + 1, parts, positions), parts,
-      args.sigma, shared_storage<DistanceStage<Shape>>()[team], thread, [&](int i, int j, float distance) {
-        float& sum = slot[packed_offset(i, j)];
-        sum = args.round == 0 ? distance : sum + distance;
+  int const filter = static_cast<int>(args.first_filter) + unit / splits, rounds = static_cast<int>(args.rounds);
+  squared_distances_of_filter<Kernel>(
+      args.maps, args.order, filter, unit % splits * rounds + static_cast<int>(args.round), splits * rounds, args.sigma,
+      shared_storage<DistanceStage<Kernel>>()[team], thread, [&]<class Value>(int offset, Value distance) {
+        int const elements = tiled_elements(static_cast<int>(args.maps.num_samples));
+        if (offset >= elements) return;
+        Value& sum = *reinterpret_cast<Value*>(args.slots + static_cast<Index>(unit) * elements + offset);
+        sum = args.round == 0 ? distance : sum_of(sum, distance);
       });
 }
 
@@ -81,7 +87,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) distances_k
 template <int kCount>
 __device__ __forceinline__ void distances_of_slots(float const* slots, Index splits, Index num_samples, Index row,
                                                    int const (&offset)[kCount], float (&sum)[kCount]) {
-  Index const elements = packed_elements(num_samples);
+  Index const elements = tiled_elements(static_cast<int>(num_samples));
   float const* split = slots + row * splits * elements;
 #pragma unroll
   for (int q = 0; q < kCount; ++q) sum[q] = 0;

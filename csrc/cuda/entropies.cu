@@ -9,14 +9,14 @@ namespace hrel::cuda {
 char const* built_architectures() { return HREL_CUDA_ARCHITECTURES; }
 
 Index largest_num_samples(int device) {
-  cudaError_t const status = status_of(entropies_kernel<Kernel128>, device);
+  cudaError_t const status = status_of(band_entropies_kernel<Kernel128>, device);
   if (means_no_kernels(status)) return 0;
   check(status, "cudaFuncGetAttributes");
   return largest_size(limits_of(device));
 }
 
 std::string runtime_beyond_driver(int device) {
-  if (!means_old_driver(status_of(entropies_kernel<Kernel128>, device))) return "";
+  if (!means_old_driver(status_of(band_entropies_kernel<Kernel128>, device))) return "";
   return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
 }
 

@@ -1,8 +1,9 @@
 // S(A_f) and S(A_f, B) of every filter, or S of given matrices, one team a matrix and all in one launch:
-//   distances -> A = exp(-d2 / sigma^2) / N, centred -> tridiagonal forms of A and of its class blocks -> entropies.
+//   distances -> A = exp(-d2 / sigma^2) / N, centred -> band forms of A and of its class blocks -> entropies.
 // Where rounding took an eigenvalue too far below 0 the entropy is NaN; cuda/exact.cuh computes it again.
 // SPDX-License-Identifier: MIT
 #pragma once
+#include "cuda/band_reduction.cuh"
 #include "cuda/distances.cuh"
 #include "cuda/packed_tridiagonal.cuh"
 #include "cuda/spectrum.cuh"
@@ -25,15 +26,6 @@ struct EntropiesArguments {
   HREL_HD int size() const { return static_cast<int>(gram.data != nullptr ? gram.size : maps.num_samples); }
 };
 
-// Calls visit(offset, row, column) for the packed lower triangle, shared out among the threads: rows by warps, columns
-// by lanes.
-template <int kThreads, class Visit>
-__device__ __forceinline__ void for_each_packed(int n, int thread, Visit const& visit) {
-  for (int row = thread / kWarp; row < n; row += kThreads / kWarp) {
-    for (int column = thread % kWarp; column <= row; column += kWarp) visit(packed_offset(row, column), row, column);
-  }
-}
-
 // The sum over the team, in a fixed order; `part` [kThreads / kWarp] is free again after the next barrier.
 template <int kThreads, class Real>
 __device__ __forceinline__ Real team_sum(Real value, Real* part, int thread) {
@@ -49,66 +41,65 @@ __device__ __forceinline__ Real team_sum(Real value, Real* part, int thread) {
 
 // matrix = G / tr G - m 11', m the mean of its elements; returns the rank-one part m n that is taken out.
 // parts [2 kThreads / kWarp].
-template <int kThreads, class Scalar, class Real>
+template <class Layout, int kThreads, class Scalar, class Real>
 __device__ __forceinline__ Real load_given_matrix(GramView<Scalar> const& gram, Index which, Real* matrix, Real* parts,
                                                   int thread) {
   int const n = static_cast<int>(gram.size);
   Real trace = 0, sum = 0;
-  for_each_packed<kThreads>(n, thread, [&](int offset, int row, int column) {
-    Real const element = gram.at(which, row, column);
+  Layout::template for_each<kThreads>(n, thread, [&](int offset, int row, int column) {
+    bool const inside = row < n && column < n;
+    Real const element = inside ? gram.at(which, row > column ? row : column, row > column ? column : row) : Scalar(0);
     matrix[offset] = element;
     trace += row == column ? element : 0;
-    sum += row == column ? element : 2 * element;
+    sum += row == column ? element : row > column ? 2 * element : 0;
   });
   trace = team_sum<kThreads>(trace, parts, thread);
   sum = team_sum<kThreads>(sum, parts + kThreads / kWarp, thread);
   Real const inverse_trace = trace > 0 ? 1 / trace : static_cast<Real>(bits_to_float(kNaN));
   Real const mean = sum / (static_cast<Real>(n) * static_cast<Real>(n));
   // The difference first: near-equal elements leave it exact.
-  for_each_packed<kThreads>(n, thread,
-                            [&](int offset, int, int) { matrix[offset] = (matrix[offset] - mean) * inverse_trace; });
+  Layout::template for_each<kThreads>(n, thread, [&](int offset, int row, int column) {
+    matrix[offset] = row < n && column < n ? (matrix[offset] - mean) * inverse_trace : 0;
+  });
   return mean * static_cast<Real>(n) * inverse_trace;
 }
 
-// matrix = A - 11'/N = -(1 - exp(-d2 / sigma^2)) / N; distances(offset, d2) reads some of maps scaled by
-// scale_of_width(sigma). The diagonal of the distances is 0, or NaN where a value is not finite.
-template <int kThreads, class Distances>
+// matrix = A - 11'/N = -(1 - exp(-d2 / sigma^2)) / N, tiled, where keep(row, column), else 0. distances(offset, d2)
+// reads some of maps scaled by scale_of_width(sigma). The diagonal of the distances is 0, or NaN where a
+// value is not finite.
+template <int kThreads, class Distances, class Keep>
 __device__ __forceinline__ void centred_gaussian(float* matrix, int n, float sigma, Distances const& distances,
-                                                 int thread) {
+                                                 Keep const& keep, int thread) {
   float const inverse = 1 / (sigma * scale_of_width(sigma)), scale = -1 / static_cast<float>(n);
-  constexpr int kAtOnce = 8;  // elements under way
-  int const elements = static_cast<int>(packed_elements(n));
-#pragma unroll 1
-  for (int first = thread; first < elements; first += kAtOnce * kThreads) {
-    int offset[kAtOnce];
+  for_each_tile<kThreads>(n, thread, [&](auto const& offset, auto const& row, auto const& column) {
     float d2[kAtOnce];
-#pragma unroll
-    for (int q = 0; q < kAtOnce; ++q) {
-      offset[q] = first + q * kThreads < elements ? first + q * kThreads : first;  // again: the same value
-    }
     distances(offset, d2);
 #pragma unroll
     for (int q = 0; q < kAtOnce; ++q) {
       // Twice times 1/sigma: its square may not be a normal number.
-      matrix[offset[q]] = one_minus_exp(d2[q] * inverse * inverse) * scale;
+      float const element = one_minus_exp(d2[q] * inverse * inverse) * scale;
+      matrix[offset[q]] = row[q] < n && column[q] < n && keep(row[q], column[q]) ? element : 0;
     }
-  }
+  });
 }
 
 // The label kernel L takes the place of the classes, from the centred A, which may lie in the same place:
 // weighed = A o L - (mean of L) 11'/N. Returns the mean. parts [kThreads / kWarp].
-template <int kThreads, class Scalar, class Real>
+template <class Layout, int kThreads, class Scalar, class Real>
 __device__ __forceinline__ Real weigh_by_labels(Scalar const* label_gram, Real const* centred, Real* weighed, int n,
                                                 Real* parts, int thread) {
+  auto const weight = [&](int row, int column) -> Real {
+    return label_gram[static_cast<Index>(row > column ? row : column) * n + (row > column ? column : row)];
+  };
   Real sum = 0;
-  for_each_packed<kThreads>(n, thread, [&](int, int row, int column) {
-    Real const weight = label_gram[static_cast<Index>(row) * n + column];
-    sum += row == column ? weight : 2 * weight;
+  Layout::template for_each<kThreads>(n, thread, [&](int, int row, int column) {
+    if (row < n && column <= row) sum += row == column ? weight(row, column) : 2 * weight(row, column);
   });
   Real const inverse = 1 / static_cast<Real>(n), mean = team_sum<kThreads>(sum, parts, thread) * inverse * inverse;
-  for_each_packed<kThreads>(n, thread, [&](int offset, int row, int column) {
-    Real const weight = label_gram[static_cast<Index>(row) * n + column];
-    weighed[offset] = centred[offset] * weight + (weight - mean) * inverse;
+  Layout::template for_each<kThreads>(n, thread, [&](int offset, int row, int column) {
+    if (row >= n || column >= n) return;
+    Real const l = weight(row, column);
+    weighed[offset] = centred[offset] * l + (l - mean) * inverse;
   });
   return mean;
 }
@@ -146,142 +137,234 @@ __device__ __forceinline__ void tridiagonalise_small_classes(LabelView<float> co
   }
 }
 
+// The classes that tridiagonalise_small_classes leaves, at most kBand of them, by one thread.
+template <int kSize>
+__device__ __forceinline__ void find_large_classes(LabelView<float> const& labels, int n, RankOneParts<kSize>& parts) {
+  static_assert(kSize / (ClassShape::kSize + 1) <= kBand);
+  int first, size, found = 0;
+#pragma unroll 1
+  for (int c = 0; class_block(labels, c, n, first, size); ++c) {
+    bool const is_large = size > ClassShape::kSize;
+#pragma unroll 1
+    for (int row = first; row < first + size; ++row) parts.owner[row] = is_large ? found : -1;
+    if (is_large) parts.rank_one[found++] = static_cast<float>(size) / static_cast<float>(n);
+  }
+  parts.count = found;
+}
+
+// matrix = A - 11'/N of a filter in tiles, where keep(row, column), else 0.
+template <class Kernel, class Keep>
+__device__ __forceinline__ void centred_gaussian_of_filter(EntropiesArguments const& args, int which,
+                                                           DistanceStage<Kernel>& stage, float* matrix,
+                                                           Keep const& keep, int thread) {
+  constexpr int kThreads = Kernel::Shape::kThreads;
+  int const n = args.size();
+  if (args.slots == nullptr) {
+    if constexpr (Kernel::kSize <= kLargestFusedSize) {
+      int const elements = tiled_elements(n);
+      squared_distances_of_filter<Kernel>(args.maps, args.labels.order, static_cast<int>(args.first_filter) + which, 0, 1,
+                                         args.sigma, stage, known_from_here(thread), [&]<class Value>(int offset, Value distance) {
+                                           if (offset < elements) *reinterpret_cast<Value*>(matrix + offset) = distance;
+                                         });
+      barrier<kThreads>();  // the distances are written
+      auto const own = [&](auto const& offset, auto& d2) {
+#pragma unroll
+        for (int q = 0; q < kAtOnce; ++q) d2[q] = matrix[offset[q]];
+      };
+      float const sigma = args.sigma[args.first_filter + known_from_here(which)];
+      centred_gaussian<kThreads>(matrix, n, sigma, own, keep, known_from_here(thread));
+    }
+  } else {
+    auto const of_slots = [&](auto const& offset, auto& d2) {
+      distances_of_slots(args.slots, args.splits, n, which, offset, d2);
+    };
+    centred_gaussian<kThreads>(matrix, n, args.sigma[args.first_filter + which], of_slots, keep, thread);
+  }
+}
+
+struct KeepAll {
+  __device__ __forceinline__ bool operator()(int, int) const { return true; }
+};
+
 template <class Kernel>
 struct RegisterTeam {
   using Shape = typename Kernel::Shape;
   union {
-    DistanceStage<Shape> stage;
-    float matrix[packed_elements(Kernel::kSize)];
+    DistanceStage<Kernel> stage;
+    float matrix[tiled_elements(Shape::kSize)];
   };
-  union {
-    HouseholderVectors<Shape> vectors;
-    HouseholderVectors<ClassShape> class_vectors[Shape::kWarps];
-  };
-  Spectra<Kernel::kSize, Shape::kWarps> spectra;
+  HouseholderVectors<Shape> vectors;
+  float diagonal[2][Shape::kSize], off_diagonal[2][Shape::kSize];  // of A and of A o B
+  Traces traces[2];
+  float parts[2 * Shape::kWarps];  // of sums over the team
 };
 
-// Matrices of up to 128 rows: reduced in registers.
+// Matrices of up to 32 rows, each by a warp: reduced in registers, to three diagonals.
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) entropies_kernel(EntropiesArguments const args) {
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
+    register_entropies_kernel(EntropiesArguments const args) {
   using Shape = typename Kernel::Shape;
   constexpr int kThreads = Shape::kThreads;
+  static_assert(kThreads == kWarp && kPoles + 1 <= kWarp / 2);
   int const team = static_cast<int>(threadIdx.x) / kThreads, thread = static_cast<int>(threadIdx.x) % kThreads;
-  Index const which = static_cast<Index>(blockIdx.x) * Kernel::kTeams + team;
+  int const which = static_cast<int>(blockIdx.x) * Kernel::kTeams + team;
   if (which >= args.num_filters) return;
   Index const filter = args.first_filter + which;
   RegisterTeam<Kernel>& s = shared_storage<RegisterTeam<Kernel>>()[team];
   int const n = args.size();
   bool const has_labels = args.joint_entropy != nullptr;
+  int const form = thread / (kWarp / 2), index = thread % (kWarp / 2);  // the entropy that this half of the warp finds
+  clear(s.traces[form], index);
 
   float rank_one = 1;
   if (args.gram.data != nullptr) {
-    rank_one = load_given_matrix<kThreads>(args.gram, filter, s.matrix, s.spectra.parts, thread);
+    rank_one = load_given_matrix<Tiled, kThreads>(args.gram, filter, s.matrix, s.parts, thread);
   } else {
-    float const sigma = args.sigma[filter];
-    if (args.slots == nullptr) {
-      squared_distances_of_filter<Shape>(
-          args.maps, args.labels.order, filter, 0, args.maps.num_positions, 1, args.sigma, s.stage, thread,
-          [&](int row, int column, float distance) { s.matrix[packed_offset(row, column)] = distance; });
-      barrier<kThreads>();  // the distances are written
-      auto const own = [&]<int kCount>(int const(&offset)[kCount], float (&d2)[kCount]) {
-#pragma unroll
-        for (int q = 0; q < kCount; ++q) d2[q] = s.matrix[offset[q]];
-      };
-      centred_gaussian<kThreads>(s.matrix, n, sigma, own, thread);
-    } else {
-      auto const of_slots = [&](auto const& offset, auto& d2) {
-        distances_of_slots(args.slots, args.splits, n, which, offset, d2);
-      };
-      centred_gaussian<kThreads>(s.matrix, n, sigma, of_slots, thread);
-    }
+    centred_gaussian_of_filter<Kernel>(args, which, s.stage, s.matrix, KeepAll{}, thread);
   }
 
-  // The matrix itself, then the classes too large for one warp, or A o B for another label kernel: one loop, so that
-  // the unrolled steps exist once.
+  // The matrix itself, then its classes, or A o B for another label kernel: one loop, so that the unrolled steps exist
+  // once.
 #pragma unroll 1
   for (int task = -1; task < n; ++task) {
     int first = 0, size = n;
     if (task == 0 && (!has_labels || args.labels.gram != nullptr)) {
       if (!has_labels) break;
-      rank_one = weigh_by_labels<kThreads>(args.labels.gram, s.matrix, s.matrix, n, s.spectra.parts, thread);
+      rank_one = weigh_by_labels<Tiled, kThreads>(args.labels.gram, s.matrix, s.matrix, n, s.parts, thread);
     } else if (task >= 0) {
       if (args.labels.gram != nullptr || !class_block(args.labels, task, n, first, size)) break;
-      if (size == 0 || (Kernel::kSize > ClassShape::kSize && size <= ClassShape::kSize)) continue;
+      if (size == 0) continue;
       rank_one = static_cast<float>(size) / static_cast<float>(n);
     }
     barrier<kThreads>();  // the matrix is written
-    RegisterTridiagonal<Shape>::run(s.matrix, first,
-                                    part_of(s.spectra.tri(task < 0 ? 0 : 1, n), first, size, thread == 0), rank_one,
-                                    s.vectors, thread);
-  }
-  if constexpr (Kernel::kSize > ClassShape::kSize) {
-    if (has_labels && args.labels.gram == nullptr) {
-      tridiagonalise_small_classes<kThreads>(args.labels, s.matrix, s.spectra.tri(1, n), s.class_vectors, thread);
-    }
+    int const which_form = task < 0 ? 0 : 1;
+    TridiagonalView<float> const whole{s.diagonal[which_form], s.off_diagonal[which_form], n};
+    RegisterTridiagonal<Shape>::run(s.matrix, first, part_of(whole, first, size, thread == 0), rank_one, s.vectors,
+                                    thread);
   }
   barrier<kThreads>();  // the tridiagonal forms are written
-  write_entropies<kThreads>(s.spectra, n, args.order, args.entropy + filter,
-                            has_labels ? args.joint_entropy + filter : nullptr, thread);
+  if (form == 0 || has_labels) add_traces({s.diagonal[form], s.off_diagonal[form], n}, args.order, s.traces[form], index);
+  barrier<kThreads>();  // the traces are written
+  if (index != 0 || (form == 1 && !has_labels)) return;
+  float* const result = form == 0 ? args.entropy : args.joint_entropy;
+  result[filter] = entropy_bits_of_traces(s.traces[form], args.order);
 }
 
-struct PackedBlock {
+template <class Kernel>
+struct BandBlock {
+  using Shape = typename Kernel::Shape;
+  using Panel = cuda::Panel<Shape::kSize, Shape::kWarps>;
   union {
-    PackedVectors<float> vectors;
-    HouseholderVectors<ClassShape> class_vectors[kPackedWarps];
+    Panel panel;
+    HouseholderVectors<ClassShape> class_vectors[Shape::kWarps];
+    struct {
+      float diagonal[Shape::kSize], beside[Shape::kSize * kBand];
+    } band;  // of A, then of A o B
   };
-  Spectra<Kernel256::kSize, Kernel256::Shape::kWarps> spectra;
+  float class_diagonal[Shape::kSize], class_off_diagonal[Shape::kSize];  // of the class blocks that a warp reduces
+  Traces traces[2];                                                      // of A and of A o B
+  RankOneParts<Shape::kSize> ones;
+  int passes;
+  float parts[kPowers * Shape::kWarps];  // of sums over the block
 };
-static_assert(sizeof(PackedBlock) <= kSharedBytesBesideMatrix);
+static_assert(sizeof(BandBlock<Kernel256>) <= kSharedBytesBesideMatrix);
 
-// Matrices of more than 128 rows: kept in the workspace, reduced in a copy in shared memory.
+// Shared memory: the block, then the matrix in tiles, in whose place the distances are formed.
+template <class Kernel>
+constexpr std::size_t shared_bytes_of_band(int n, bool from_maps) {
+  std::size_t const matrix = static_cast<std::size_t>(tiled_elements(n)) * sizeof(float);
+  std::size_t const stage = from_maps ? sizeof(DistanceStage<Kernel>) : 0;
+  return sizeof(BandBlock<Kernel>) + (matrix > stage ? matrix : stage);
+}
+
+// Larger matrices, each by a block: reduced in shared memory, to a band.
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
-    packed_entropies_kernel(EntropiesArguments const args) {
-  constexpr int kThreads = Kernel::kThreads;
-  static_assert(kThreads == kPackedThreads);
-  int const thread = static_cast<int>(threadIdx.x), n = args.size();
-  Index const which = static_cast<Index>(blockIdx.x), filter = args.first_filter + which;
-  PackedBlock& s = *shared_storage<PackedBlock>();
-  float* const copy = reinterpret_cast<float*>(&s + 1);  // packed, of the size of the problem
-  float* const matrix = args.slots + which * args.splits * packed_elements(n);
-  bool const has_labels = args.joint_entropy != nullptr;
+    band_entropies_kernel(EntropiesArguments const args) {
+  using Shape = typename Kernel::Shape;
+  using Block = BandBlock<Kernel>;
+  constexpr int kThreads = Shape::kThreads;
+  static_assert(kThreads == Kernel::kThreads && kThreads >= 2 * kWarp);
+  int const n = args.size();
+  Block& s = *shared_storage<Block>();
+  float* const matrix = reinterpret_cast<float*>(&s + 1);
+  auto& stage = *reinterpret_cast<DistanceStage<Kernel>*>(matrix);
+  BandView<float> const band{s.band.diagonal, s.band.beside, n};
+  bool const has_labels = args.joint_entropy != nullptr, has_classes = has_labels && args.labels.gram == nullptr;
+  // Asked for again by each part, so that nothing of it waits in registers.
+  auto const own_index = [] { return known_from_here(static_cast<int>(threadIdx.x)); };
+  auto const own_filter = [&] { return args.first_filter + known_from_here(static_cast<int>(blockIdx.x)); };
 
-  float rank_one = 1;
-  if (args.gram.data != nullptr) {
-    rank_one = load_given_matrix<kThreads>(args.gram, filter, matrix, s.spectra.parts, thread);
-  } else {
-    auto const of_slots = [&](auto const& offset, auto& d2) {
-      distances_of_slots(args.slots, args.splits, n, which, offset, d2);
-    };
-    centred_gaussian<kThreads>(matrix, n, args.sigma[filter], of_slots, thread);
-    barrier<kThreads>();  // the matrix is written
-  }
+  int thread = own_index();
+  if (thread < kWarp) clear(s.traces[thread / (kWarp / 2)], thread % (kWarp / 2));
+  for (int i = thread; i < n; i += kThreads) s.class_diagonal[i] = s.class_off_diagonal[i] = 0;
+  int first, size;
+  bool const is_large = has_classes && class_block(args.labels, thread, n, first, size) && size > ClassShape::kSize;
+  bool const has_large = any_of_team<kThreads>(is_large);
+  // A; then, in a second pass, A o B of the classes that are too large for a warp, or for another label kernel.
+  if (thread == 0) s.passes = has_large || (has_labels && !has_classes) ? 2 : 1;
 
+  int pass = 0;
 #pragma unroll 1
-  for (int task = -1; task < n; ++task) {  // as in entropies_kernel
-    int first = 0, size = n;
-    if (task == 0 && (!has_labels || args.labels.gram != nullptr)) {
-      if (!has_labels) break;
-      rank_one = weigh_by_labels<kThreads>(args.labels.gram, matrix, matrix, n, s.spectra.parts, thread);
-    } else if (task >= 0) {
-      if (args.labels.gram != nullptr || !class_block(args.labels, task, n, first, size)) break;
-      if (size <= ClassShape::kSize) continue;
-      rank_one = static_cast<float>(size) / static_cast<float>(n);
+  do {
+    bool const of_classes = pass == 1 && has_classes;
+    if (of_classes) {
+      if (thread == 0) find_large_classes(args.labels, n, s.ones);
+      barrier<kThreads>();  // the large classes are written
+    } else {
+      for (int row = thread; row < Shape::kSize; row += kThreads) s.ones.owner[row] = row < n ? 0 : -1;
+      if (thread == 0) s.ones.rank_one[0] = 1, s.ones.count = 1;
     }
-    // load_given_matrix and weigh_by_labels leave each row to the warp that copies it; before a class,
-    // tridiagonalise_packed has put barriers.
-    for_each_packed<kThreads>(size, thread, [&](int offset, int row, int column) {
-      copy[offset] = matrix[packed_offset(first + row, first + column)];
-    });
-    tridiagonalise_packed(copy, part_of(s.spectra.tri(task < 0 ? 0 : 1, n), first, size, thread == 0), rank_one,
-                          s.vectors, thread);
+    if (args.gram.data != nullptr) {
+      float const rank_one = load_given_matrix<Tiled, kThreads>(args.gram, own_filter(), matrix, s.parts, thread);
+      if (thread == 0) s.ones.rank_one[0] = rank_one;
+    } else {
+      centred_gaussian_of_filter<Kernel>(
+          args, known_from_here(static_cast<int>(blockIdx.x)), stage, matrix,
+          [&](int row, int column) {
+            return !of_classes || (s.ones.owner[row] == s.ones.owner[column] && s.ones.owner[row] >= 0);
+          },
+          thread);
+      if (pass == 1 && !has_classes) {
+        float const mean = weigh_by_labels<Tiled, kThreads>(args.labels.gram, matrix, matrix, n, s.parts, thread);
+        if (thread == 0) s.ones.rank_one[0] = mean;
+      }
+    }
+    thread = own_index();
+    if (pass == 0 && has_classes) {
+      barrier<kThreads>();  // the matrix is written
+      tridiagonalise_small_classes<kThreads>(args.labels, matrix, {s.class_diagonal, s.class_off_diagonal, n},
+                                             s.class_vectors, thread);
+    }
+    thread = own_index();
+    barrier<kThreads>();  // the matrix and its parts of rank one are written
+    using Reduction = BandReduction<typename Block::Panel>;
+    Reduction::run(matrix, n, s.ones, s.panel, thread);
+    thread = own_index();
+    if (thread < n) Reduction::read_band(matrix, n, s.ones, thread, band);
+    barrier<kThreads>();  // the band is written
+
+    float sums[kPowers] = {};
+    if (thread < n) power_terms(band, thread, sums);
+#pragma unroll
+    for (int k = 0; k < kPowers; ++k) {
+      float const sum = team_sum<kThreads>(sums[k], s.parts + k * Shape::kWarps, thread);
+      if (thread == 0) s.traces[pass].power[k] += sum;
+    }
+    add_pole_terms(band, args.order, s.traces[pass], thread);
+    if (pass == 0 && has_classes && thread >= kWarp) {
+      add_traces({s.class_diagonal, s.class_off_diagonal, n}, args.order, s.traces[1], thread - kWarp);
+    }
+    barrier<kThreads>();  // the traces are written, and the band is free
+    thread = own_index();
+  } while (++pass < s.passes);
+  if (thread % kWarp != 0 || thread > kWarp || (thread > 0 && !has_labels)) return;
+  float const bits = entropy_bits_of_traces(s.traces[thread / kWarp], args.order);
+  if (thread == 0) {
+    args.entropy[own_filter()] = bits;
+  } else {
+    args.joint_entropy[own_filter()] = bits;
   }
-  if (has_labels && args.labels.gram == nullptr) {
-    tridiagonalise_small_classes<kThreads>(args.labels, matrix, s.spectra.tri(1, n), s.class_vectors, thread);
-  }
-  barrier<kThreads>();  // the tridiagonal forms are written
-  write_entropies<kThreads>(s.spectra, n, args.order, args.entropy + filter,
-                            has_labels ? args.joint_entropy + filter : nullptr, thread);
 }
 
 }  // namespace hrel::cuda

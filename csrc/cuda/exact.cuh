@@ -58,7 +58,7 @@ __device__ __forceinline__ void centred_gaussian_of_maps(ExactArguments<Scalar> 
       s.stage[position][row] = scale * load_value(maps, place + maps.position_offset(first + position));
     }
     barrier<kPackedThreads>();  // the stage is filled
-    for_each_packed<kPackedThreads>(n, thread, [&](int offset, int row, int column) {
+    Packed::for_each<kPackedThreads>(n, thread, [&](int offset, int row, int column) {
       double sum = first == 0 ? 0 : matrix[offset];
       for (int position = 0; position < rest; ++position) {
         double const difference = s.stage[position][row] - s.stage[position][column];
@@ -69,7 +69,7 @@ __device__ __forceinline__ void centred_gaussian_of_maps(ExactArguments<Scalar> 
     barrier<kPackedThreads>();  // the stage is free
   }
   double const inverse = 1 / (sigma * scale);
-  for_each_packed<kPackedThreads>(n, thread, [&](int offset, int, int) {
+  Packed::for_each<kPackedThreads>(n, thread, [&](int offset, int, int) {
     matrix[offset] = -one_minus_exp(matrix[offset] * inverse * inverse) / n;
   });
 }
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kPackedThreads, 1) exact_entropies_kernel(Exac
     }
     double rank_one = 1;
     if (args.gram.data != nullptr) {
-      rank_one = load_given_matrix<kPackedThreads>(args.gram, which, matrix, s.parts, thread);
+      rank_one = load_given_matrix<Packed, kPackedThreads>(args.gram, which, matrix, s.parts, thread);
     } else {
       centred_gaussian_of_maps(args, which, matrix, s, thread);
     }
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kPackedThreads, 1) exact_entropies_kernel(Exac
       for (int c = 0; class_block(args.labels, c, n, first, size); ++c) {
         if (size == 0) continue;
         // The threads that wrote the first rows copy them; before any others, tridiagonalise_packed has put barriers.
-        for_each_packed<kPackedThreads>(size, thread, [&](int offset, int row, int column) {
+        Packed::for_each<kPackedThreads>(size, thread, [&](int offset, int row, int column) {
           copy[offset] = matrix[packed_offset(first + row, first + column)];
         });
         if (thread == 0 && first + size < n) s.off_diagonal[first + size - 1] = 0;
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kPackedThreads, 1) exact_entropies_kernel(Exac
                               s.vectors, thread);
       }
     } else if (has_labels) {
-      double const mean = weigh_by_labels<kPackedThreads>(args.labels.gram, matrix, copy, n, s.parts, thread);
+      double const mean = weigh_by_labels<Packed, kPackedThreads>(args.labels.gram, matrix, copy, n, s.parts, thread);
       tridiagonalise_packed(copy, {s.diagonal, s.off_diagonal, n}, mean, s.vectors, thread);
     }
     if (has_labels) {

@@ -4,6 +4,7 @@
 #pragma once
 #include "cuda/block_shape.cuh"
 #include "cuda/maps.cuh"
+#include "cuda/tiles.cuh"
 
 namespace hrel::cuda {
 
@@ -15,10 +16,18 @@ struct GramStage {
   alignas(16) float rows[kStage][kPitch], columns[kStage][kPitch];
 };
 
+// Whether a thread's element (r, c) lies in a tile on or below the diagonal.
+template <class Shape>
+HREL_HD constexpr bool is_in_tiles(int r, int c) {
+  static_assert(kTileSize % Shape::kThreadRows == 0 && kTileSize % Shape::kThreadColumns == 0);
+  return c * Shape::kThreadColumns / kTileSize <= r * Shape::kThreadRows / kTileSize;
+}
+
 // Reads positions begin .. end - 1 of `filter`, samples in the given order, times `scale`, and calls
-// store(row, column, d2) once for every column <= row < N. Ends with all threads past their last use of the stage.
+// store(offset, d2) for all elements of the tiles of kSize rows, of which those past the last sample mean nothing. Ends
+// with all threads past their last use of the stage.
 template <class Shape, class Store>
-__device__ __forceinline__ void squared_distances(Maps const& maps, Index const* order, Index filter, Index begin,
+__device__ __forceinline__ void squared_distances(Maps const& maps, Index const* order, int filter, Index begin,
                                                   Index end, float scale, GramStage<Shape>& stage, int thread,
                                                   Store const& store) {
   constexpr int kPerThread = kStage * Shape::kSize / Shape::kThreads;
@@ -38,17 +47,13 @@ __device__ __forceinline__ void squared_distances(Maps const& maps, Index const*
   float* const row_place = &stage.rows[position][Shape::row_slot(row_of_thread)];
   float* const column_place = &stage.columns[position][Shape::column_slot(row_of_thread)];
   // Rows past the last sample repeat the first one: their distances are not stored.
-  Index row_offset[kPerThread];
+  int sample[kPerThread];
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     int const row = row_of_thread + step_of(i);
-    row_offset[i] = order[row < n ? row : 0] * maps.sample_stride + filter * maps.filter_stride;
+    sample[i] = static_cast<int>(order[row < n ? row : 0]);
   }
-  std::uint32_t next[kPerThread];  // the stage after the one in shared memory
-  auto const fetch = [&](Index first) {
-    Index const place = first + position, offset = maps.position_offset(place < end ? place : end - 1);
-    fetch_values(maps, next, [&](int i) { return row_offset[i] + offset; });
-  };
+  int const length = static_cast<int>(end - begin);  // positions are counted from `begin`
 
   float sums[Shape::kRows][Shape::kColumns];
 #pragma unroll
@@ -56,49 +61,57 @@ __device__ __forceinline__ void squared_distances(Maps const& maps, Index const*
 #pragma unroll
     for (int c = 0; c < Shape::kColumns; ++c) sums[r][c] = 0;
   }
-  fetch(begin);
 #pragma unroll 1
-  for (Index first = begin; first < end; first += kStage) {
+  for (int first = 0; first < length; first += kStage) {
+    // Not fetched ahead, which would take registers: there are other blocks to go on with.
+    int const place = first + position < length ? first + position : length - 1;
+    Index const offset = filter * maps.filter_stride + maps.position_offset(begin + place);
+    std::uint32_t bits[kPerThread];
+    fetch_values(maps, bits, [&](int i) { return sample[i] * maps.sample_stride + offset; });
     with_element(maps.element, [&](auto const& value_of_bits) {
-      float const weight = first + position < end ? scale : 0;
+      float const weight = first + position < length ? scale : 0;
 #pragma unroll
       for (int i = 0; i < kPerThread; ++i) {
-        float const value = value_of_bits(next[i]) * weight;
+        float const value = value_of_bits(bits[i]) * weight;
         row_place[Shape::row_slot(step_of(i))] = value;
         column_place[Shape::column_slot(step_of(i))] = value;
       }
     });
     barrier<Shape::kThreads>();  // the stage is filled
-    fetch(first + kStage);
-    int const positions = static_cast<int>(end - first < kStage ? end - first : kStage);
+    int const positions = length - first < kStage ? length - first : kStage;
     // Two positions an addition, which halves the rounding of a long sum; those past `end` are staged as 0.
 #pragma unroll 1
     for (int p = 0; p < positions; p += 2) {
-      float row[2][Shape::kRows], column[2][Shape::kColumns];
+      float row[2][Shape::kRows];
 #pragma unroll
-      for (int q = 0; q < 2; ++q) {
-        load_rows<Shape>(row[q], stage.rows[p + q], ty);
-        load_columns<Shape>(column[q], stage.columns[p + q], tx);
-      }
+      for (int q = 0; q < 2; ++q) load_rows<Shape>(row[q], stage.rows[p + q], ty);
 #pragma unroll
-      for (int r = 0; r < Shape::kRows; ++r) {
+      for (int quad = 0; quad < Shape::kColumns; quad += 4) {
+        float column[2][4];
 #pragma unroll
-        for (int c = 0; c < Shape::kColumns; ++c) {
-          if (c * Shape::kThreadColumns > r * Shape::kThreadRows + Shape::kThreadRows - 1) continue;  // upper triangle
-          float const first_difference = row[0][r] - column[0][c], second_difference = row[1][r] - column[1][c];
-          sums[r][c] += first_difference * first_difference + second_difference * second_difference;
+        for (int q = 0; q < 2; ++q) {
+          load_vector<4, Shape::kThreadColumns>(column[q], stage.columns[p + q] + quad * Shape::kThreadColumns, tx);
+        }
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+#pragma unroll
+          for (int r = 0; r < Shape::kRows; ++r) {
+            if (!is_in_tiles<Shape>(r, quad + c)) continue;
+            float const first_difference = row[0][r] - column[0][c], second_difference = row[1][r] - column[1][c];
+            sums[r][quad + c] += first_difference * first_difference + second_difference * second_difference;
+          }
         }
       }
     }
     barrier<Shape::kThreads>();  // the stage is free
   }
+  int const offset_of_thread = ty * kHalfColumns + tiled_column(tx);
 #pragma unroll
   for (int r = 0; r < Shape::kRows; ++r) {
 #pragma unroll
     for (int c = 0; c < Shape::kColumns; ++c) {
-      int const row = r * Shape::kThreadRows + ty, column = c * Shape::kThreadColumns + tx;
-      if (c * Shape::kThreadColumns > r * Shape::kThreadRows + Shape::kThreadRows - 1) continue;
-      if (column <= row && row < n) store(row, column, sums[r][c]);
+      if (!is_in_tiles<Shape>(r, c)) continue;
+      store(tiled_offset(r * Shape::kThreadRows, c * Shape::kThreadColumns) + offset_of_thread, sums[r][c]);
     }
   }
 }

@@ -11,6 +11,8 @@
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 #else
+#include <algorithm>
+#include <numeric>
 #include <source_location>
 #endif
 
@@ -49,8 +51,22 @@ __device__ __forceinline__ float to_float(Half value) {
 __device__ __forceinline__ float bits_to_float(std::uint32_t bits) { return __uint_as_float(bits); }
 __device__ __forceinline__ std::uint32_t float_to_bits(float value) { return __float_as_uint(value); }
 
+// The same number, of which the compiler computes nothing before: where registers are scarce, what follows from it would
+// otherwise wait in memory from as early on as it can be known.
+__device__ __forceinline__ int known_from_here(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // exp(-t), t >= 0, to about 2 units of the last place.
 __device__ __forceinline__ float fast_exp_of_minus(float t) { return __expf(-t); }
+
+// 1 / sqrt(x) of a normal number, to 2 units of the last place.
+__device__ __forceinline__ float reciprocal_root(float x) {
+  float result;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
 
 // c += a b over a warp, a 16 x 8, b 8 x 8, of whose fractions 10 bits are read. With g = lane / 4 and t = lane % 4: a =
 // {(g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)}, b = {(t, g), (t + 4, g)}, c = {(g, 2t), (g, 2t + 1), (g + 8, 2t),
@@ -59,6 +75,13 @@ __device__ __forceinline__ void multiply_tf32(float (&c)[4], std::uint32_t const
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The same, c = a b.
+__device__ __forceinline__ void product_tf32(float (&c)[4], std::uint32_t const (&a)[4], std::uint32_t const (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+      : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.0f));
 }
 
 // Whether `condition` holds for any thread of the team; also a barrier.
@@ -102,6 +125,26 @@ inline float to_float(Half value) {
 
 inline float fast_exp_of_minus(float t) { return std::exp(-t); }
 
+inline int known_from_here(int value) { return value; }
+
+inline float reciprocal_root(float x) { return 1 / std::sqrt(x); }
+
+// The sum of addends as tensor cores have been found to take it: each is cut to the bits of the largest one, and so is
+// the result (Fasi, Higham, Mikaitis, Pranesh, PeerJ Comput. Sci. 7:e330, 2021). With no bits to spare, as on the first.
+template <std::size_t kCount>
+float sum_of_tensor_core(double const (&addends)[kCount]) {
+  double largest = 0, sum = 0;
+  for (double addend : addends) {
+    if (!std::isfinite(addend)) return static_cast<float>(std::accumulate(addends, addends + kCount, 0.0));
+    largest = std::max(largest, std::fabs(addend));
+  }
+  if (largest == 0) return 0;
+  double const unit = std::ldexp(1.0, std::max(std::ilogb(largest) - 23, -149));
+  for (double addend : addends) sum += std::trunc(addend / unit) * unit;
+  double const of_sum = std::ldexp(1.0, sum == 0 ? 0 : std::max(std::ilogb(sum) - 23, -149));
+  return static_cast<float>(std::trunc(sum / of_sum) * of_sum);
+}
+
 inline void multiply_tf32(float (&c)[4], std::uint32_t const (&a)[4], std::uint32_t const (&b)[2]) {
   struct Fragments {
     std::uint32_t a[4], b[2];
@@ -110,12 +153,19 @@ inline void multiply_tf32(float (&c)[4], std::uint32_t const (&a)[4], std::uint3
   int const lane = static_cast<int>(threadIdx.x) % kWarp;
   for (int q = 0; q < 4; ++q) {
     int const row = lane / 4 + q / 2 * 8, column = lane % 4 * 2 + q % 2;
+    double addends[9] = {c[q]};
     for (int k = 0; k < 8; ++k) {
       std::uint32_t const x = lanes[row % 8 * 4 + k % 4].a[row / 8 + k / 4 * 2];
       std::uint32_t const y = lanes[column * 4 + k % 4].b[k / 4];
-      c[q] += bits_to_float(x & kTensorBits) * bits_to_float(y & kTensorBits);
+      addends[k + 1] = static_cast<double>(bits_to_float(x & kTensorBits)) * bits_to_float(y & kTensorBits);
     }
+    c[q] = sum_of_tensor_core(addends);
   }
+}
+
+inline void product_tf32(float (&c)[4], std::uint32_t const (&a)[4], std::uint32_t const (&b)[2]) {
+  c[0] = c[1] = c[2] = c[3] = 0;
+  multiply_tf32(c, a, b);
 }
 
 template <int kThreads>

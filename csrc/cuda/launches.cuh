@@ -32,20 +32,32 @@ void launch_distances(DistancesArguments args, Launch const& launch) {
     args.round = round;
     with_kernel_shape(args.maps.num_samples, [&]<class Kernel>(Kernel) {
       launch(distances_kernel<Kernel>, (teams + Kernel::kTeams - 1) / Kernel::kTeams, 1, Kernel::kThreads,
-             Kernel::kTeams * sizeof(DistanceStage<typename Kernel::Shape>), args);
+             Kernel::kTeams * sizeof(DistanceStage<Kernel>), args);
     });
   }
+}
+
+template <class Kernel, class Launch>
+void launch_band_entropies(EntropiesArguments const& args, Launch const& launch) {
+  bool const from_maps = args.gram.data == nullptr && args.slots == nullptr;
+  if constexpr (std::is_same_v<Kernel, Kernel128>) {
+    // More of these fit onto the chip.
+    if (!from_maps || args.maps.num_positions < kLeastPositions) {
+      return launch_band_entropies<Kernel128OfSmallMaps>(args, launch);
+    }
+  }
+  launch(band_entropies_kernel<Kernel>, args.num_filters, 1, Kernel::kThreads,
+         shared_bytes_of_band<Kernel>(args.size(), from_maps), args);
 }
 
 template <class Launch>
 void launch_entropies(EntropiesArguments const& args, Launch const& launch) {
   with_kernel_shape(args.size(), [&]<class Kernel>(Kernel) {
-    if constexpr (Kernel::kInRegisters) {
-      launch(entropies_kernel<Kernel>, (args.num_filters + Kernel::kTeams - 1) / Kernel::kTeams, 1, Kernel::kThreads,
-             Kernel::kTeams * sizeof(RegisterTeam<Kernel>), args);
+    if constexpr (std::is_same_v<Kernel, Kernel32>) {
+      launch(register_entropies_kernel<Kernel>, (args.num_filters + Kernel::kTeams - 1) / Kernel::kTeams, 1,
+             Kernel::kThreads, Kernel::kTeams * sizeof(RegisterTeam<Kernel>), args);
     } else {
-      launch(packed_entropies_kernel<Kernel>, args.num_filters, 1, Kernel::kThreads,
-             sizeof(PackedBlock) + packed_elements(args.size()) * sizeof(float), args);
+      launch_band_entropies<Kernel>(args, launch);
     }
   });
 }
@@ -122,9 +134,7 @@ void launch_relevance(RelevanceProblem<Scalar, Stored> const& problem, std::byte
 
 template <class Scalar>
 Index workspace_bytes(EntropyProblem<Scalar> const& problem, DeviceLimits const& limits) {
-  Index const n = problem.gram.size, count = problem.gram.num_matrices;
-  Index const slots = kernel_size(n) > kLargestRegisterSize ? plan_slots(n, count, 1).workspace_bytes() : 0;
-  return std::max(slots, plan_exact(n, count, limits).workspace_bytes);
+  return plan_exact(problem.gram.size, problem.gram.num_matrices, limits).workspace_bytes;
 }
 
 template <class Scalar, class Launch>
@@ -135,22 +145,8 @@ void launch_matrix_entropy(EntropyProblem<Scalar> const& problem, std::byte* wor
   bool const exact = takes_exact<Scalar>(problem.order);
   if constexpr (std::is_same_v<Scalar, float>) {
     if (!exact) {
-      bool const slots = kernel_size(n) > kLargestRegisterSize;
-      SlotPlan const plan = slots ? plan_slots(n, count, 1) : SlotPlan{1, count, 0};
-      for (Index first = 0; first < count; first += plan.rows_per_launch) {
-        launch_entropies({problem.gram,
-                          {},
-                          {},
-                          nullptr,
-                          problem.order,
-                          problem.entropy,
-                          nullptr,
-                          slots ? reinterpret_cast<float*>(workspace) : nullptr,
-                          1,
-                          first,
-                          std::min(plan.rows_per_launch, count - first)},
-                         launch);
-      }
+      launch_entropies({problem.gram, {}, {}, nullptr, problem.order, problem.entropy, nullptr, nullptr, 1, 0, count},
+                       launch);
     }
   }
   launch_exact(ExactArguments<Scalar>{problem.gram,

@@ -1,6 +1,9 @@
 // The activations as the kernels read them: one struct for every element type, so that no kernel is compiled per type.
 // SPDX-License-Identifier: MIT
 #pragma once
+#include <cstdlib>
+#include <limits>
+
 #include "cuda/block_shape.cuh"
 #include "numerics/problem.h"
 
@@ -25,6 +28,7 @@ struct Maps {
   Index sample_stride, filter_stride;
   Index inner_size, inner_stride, outer_stride;  // positions are two-dimensional where the whole layer is one map
   bool quads;                                    // every fourth position begins an aligned read of four
+  bool in_reach;                                 // positions of a map are less than 2^31 values apart, in one dimension
 
   HREL_HD Index position_offset(Index position) const {
     if (inner_size == num_positions) return position * inner_stride;
@@ -47,7 +51,8 @@ Maps maps_of_filters(ActivationView<Stored> const& acts) {
           acts.num_features,
           acts.feature_stride,
           0,
-          quads};
+          quads,
+          acts.num_features * std::abs(acts.feature_stride) <= std::numeric_limits<int>::max()};
 }
 
 // The output of the whole layer as the map of one filter.
@@ -55,7 +60,7 @@ template <class Stored>
 Maps map_of_layer(ActivationView<Stored> const& acts) {
   Maps maps = maps_of_filters(acts);
   maps.num_filters = 1;
-  maps.quads = false;
+  maps.quads = maps.in_reach = false;
   maps.num_positions = acts.num_filters * acts.num_features;
   maps.outer_stride = acts.filter_stride;
   if (acts.filter_stride == acts.num_features * acts.feature_stride) maps.inner_size = maps.num_positions;
@@ -74,11 +79,12 @@ __device__ __forceinline__ void fetch_values(Maps const& maps, std::uint32_t (&b
   }
 }
 
-// As fetch_values, of four positions from begin + first on for each of kCount rows that begin at row[i]; past the last
-// one of `length` it is repeated. Where the maps allow it in one read, which leaves two halves in each word.
+// As fetch_values, of four positions from `first` on for each of kCount rows whose position 0 lies at row[i]; past the
+// last one of `length` it is repeated. Where the maps allow it in one read, which leaves two halves in each word. The
+// positions must be in reach.
 template <int kCount>
 __device__ __forceinline__ void fetch_quads(Maps const& maps, std::uint32_t (&bits)[kCount][4],
-                                            Index const (&row)[kCount], Index begin, int first, int length) {
+                                            Index const (&row)[kCount], int first, int length) {
   struct alignas(16) Floats {
     std::uint32_t bits[4];
   };
@@ -86,16 +92,18 @@ __device__ __forceinline__ void fetch_quads(Maps const& maps, std::uint32_t (&bi
     std::uint32_t bits[2];
   };
   if (!maps.quads) {
-    Index offset[4];
+    int offset[4];
 #pragma unroll
-    for (int q = 0; q < 4; ++q) offset[q] = maps.position_offset(begin + (first + q < length ? first + q : length - 1));
+    for (int q = 0; q < 4; ++q) {
+      offset[q] = (first + q < length ? first + q : length - 1) * static_cast<int>(maps.inner_stride);
+    }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       fetch_values(maps, bits[i], [&](int q) { return row[i] + offset[q]; });
     }
     return;
   }
-  Index const offset = begin + (first < length ? first : length - 4);  // lengths are multiples of four
+  int const offset = first < length ? first : length - 4;  // lengths are multiples of four
   if (maps.element == Element::kFloat32) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {

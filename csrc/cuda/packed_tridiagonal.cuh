@@ -19,13 +19,6 @@ struct PackedVectors {
 };
 
 template <class Real>
-__device__ __forceinline__ Real warp_sum(Real value) {
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
-  return value;
-}
-
-template <class Real>
 __device__ __forceinline__ Real sum_of_parts(Real const (&part)[kPackedWarps]) {
   Real sum = 0;
 #pragma unroll

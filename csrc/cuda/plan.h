@@ -17,25 +17,31 @@ struct DeviceLimits {
 
 HREL_HD constexpr Index packed_elements(Index n) { return n * (n + 1) / 2; }
 
-// The sizes of the kernels that keep a matrix in registers; above, it lies in shared memory.
-inline constexpr Index kRegisterSizes[] = {32, 64, 128};
-inline constexpr Index kLargestRegisterSize = 128, kLargestSharedSize = 256;
-// Shared memory beside the matrix of the kernels that keep it there; the kernels assert that it suffices.
-inline constexpr Index kSharedBytesBesideMatrix = 32 * 1024;
+// The largest N of each kernel, and of those that form the distances themselves.
+inline constexpr Index kKernelSizes[] = {32, 64, 128, 256};
+inline constexpr Index kLargestFusedSize = 128, kLargestSize = 256;
+// Shared memory of the kernels beside the matrix, which they assert to suffice.
+inline constexpr Index kSharedBytesBesideMatrix = 40 * 1024;
+
+// Elements of a matrix as cuda/tiles.cuh keeps it.
+constexpr Index elements_of_tiles(Index n) {
+  Index const tiles = (n + 15) / 16;
+  return tiles * (tiles + 1) / 2 * 256;
+}
 
 // The largest N whose matrix fits into the shared memory of one block.
 constexpr Index largest_size(DeviceLimits const& limits) {
-  Index n = kLargestSharedSize;
-  while (n > kLargestRegisterSize && packed_elements(n) * 4 + kSharedBytesBesideMatrix > limits.shared_bytes) --n;
+  Index n = kLargestSize;
+  while (elements_of_tiles(n) * 4 + kSharedBytesBesideMatrix > limits.shared_bytes) --n;
   return n;
 }
 
-// The size of the kernel for N samples: one of kRegisterSizes, else kLargestSharedSize.
+// The size of the kernel for N samples.
 constexpr Index kernel_size(Index num_samples) {
-  for (Index size : kRegisterSizes) {
+  for (Index size : kKernelSizes) {
     if (num_samples <= size) return size;
   }
-  return kLargestSharedSize;
+  return kLargestSize;
 }
 
 inline void check_size(Index num_samples, DeviceLimits const& limits) {
@@ -43,6 +49,9 @@ inline void check_size(Index num_samples, DeviceLimits const& limits) {
   throw std::invalid_argument("num_samples must be at most " + std::to_string(largest_size(limits)) +
                               " on this device, got " + std::to_string(num_samples));
 }
+
+// Positions from which distances by products pay.
+inline constexpr Index kLeastPositions = 32;
 
 // Positions of a map shared out among several teams, whose partial distances are then added in order: few enough parts
 // that writing and reading them is worth it, and 32 teams a filter fill any chip.
@@ -68,7 +77,7 @@ HREL_HD constexpr Index part_begin(Index part, Index parts, Index num_positions)
 
 inline constexpr Index kMostWorkspaceBytes = Index{64} << 20;
 
-// Distances in the workspace, [rows, splits, packed_elements(N)] float32: rows at a time, in as few launches as the
+// Distances in the workspace, [rows, splits, elements_of_tiles(N)] float32: rows at a time, in as few launches as the
 // workspace allows, of equal size.
 struct SlotPlan {
   Index splits, rows_per_launch, slot_bytes;  // of one row, all splits
@@ -78,7 +87,7 @@ struct SlotPlan {
 
 constexpr SlotPlan plan_slots(Index num_samples, Index num_rows, Index num_positions) {
   Index const splits = num_splits(num_positions);
-  Index const slot_bytes = splits * packed_elements(num_samples) * 4;
+  Index const slot_bytes = splits * elements_of_tiles(num_samples) * 4;
   Index const most_rows = std::max<Index>(1, kMostWorkspaceBytes / slot_bytes);
   Index const launches = std::max<Index>(1, (num_rows + most_rows - 1) / most_rows);
   return {splits, (num_rows + launches - 1) / launches, slot_bytes};
@@ -86,7 +95,7 @@ constexpr SlotPlan plan_slots(Index num_samples, Index num_rows, Index num_posit
 
 // Whether the entropies need the distances in the workspace first.
 constexpr bool needs_slots(Index num_samples, Index num_positions) {
-  return kernel_size(num_samples) > kLargestRegisterSize || num_splits(num_positions) > 1;
+  return num_samples > kLargestFusedSize || num_splits(num_positions) > 1;
 }
 
 // Blocks of the float64 route, each with two matrices of its own in the workspace, which take turns at the filters.

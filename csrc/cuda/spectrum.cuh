@@ -1,6 +1,6 @@
-// Entropies in bits from tridiagonal matrices in shared memory: float32 by one thread per pole of the rational
-// function, float64 by one thread per eigenvalue (bisection by Sturm counts; Barth, Martin, Wilkinson, Numer. Math. 9,
-// 1967). SPDX-License-Identifier: MIT
+// Entropies in bits from band matrices in shared memory: float32 by one thread per pole of the rational function, float64
+// by one thread per eigenvalue (bisection by Sturm counts; Barth, Martin, Wilkinson, Numer. Math. 9, 1967).
+// SPDX-License-Identifier: MIT
 #pragma once
 #include "cuda/block_shape.cuh"
 #include "numerics/entropy.h"
@@ -9,79 +9,69 @@
 
 namespace hrel::cuda {
 
-inline constexpr int kTraceTerms = kPoles + 1;  // the powers are one more term
-
-struct TraceTerms {
-  float term[kTraceTerms], lowest[kTraceTerms];
+// What the entropy needs of a matrix, or of the parts it consists of: for every pole, its term of tr g and the smallest
+// pivot met, and the traces of the powers.
+struct Traces {
+  float term[kPoles], lowest[kPoles], power[kPowers];
 };
 
-// Term `index` of tr g(T), and the smallest pivot met.
-__device__ __forceinline__ void trace_term(TridiagonalView<float> const& tri, Rational const& rational, int index,
-                                           TraceTerms& terms) {
-  float lowest = 1e30f, value = 0;
-  if (index < kPoles) {
-    float const shift[1] = {static_cast<float>(rational.pole[index])};
-    float trace[1];
-    resolvent_traces(tri, rational.pole[index] >= kSmallestDirectPole, shift, trace, lowest);
-    value = trace[0] * static_cast<float>(rational.weight[index]);
-  } else {
-    float sums[kPowers];
-    power_sums(tri, sums);
-    for (int k = 0; k < kPowers; ++k) value += sums[k] * static_cast<float>(rational.power[k]);
-  }
-  terms.term[index] = value;
-  terms.lowest[index] = lowest;
+// No part yet: threads 0 .. kPoles - 1.
+__device__ __forceinline__ void clear(Traces& traces, int thread) {
+  if (thread < kPowers) traces.power[thread] = 0;
+  if (thread >= kPoles) return;
+  traces.term[thread] = 0;
+  traces.lowest[thread] = 1e30f;
 }
 
-// The entropy of the terms; NaN where the traces mean nothing.
-__device__ __forceinline__ float entropy_bits_of_terms(TraceTerms const& terms, EntropyOrder const& order) {
-  float trace = 0, lowest = 1e30f;
-  for (int k = 0; k < kTraceTerms; ++k) {
-    trace += terms.term[k];
-    lowest = terms.lowest[k] < lowest ? terms.lowest[k] : lowest;
-  }
-  if (!is_semidefinite(lowest, order.rational)) return bits_to_float(kNaN);
-  return static_cast<float>(entropy_bits_of_trace(trace, order.alpha - 1));
+// The term of pole number k and the smallest pivot.
+__device__ __forceinline__ float pole_term(TridiagonalView<float> const& tri, Rational const& rational, int k,
+                                           float& lowest) {
+  float const shift[1] = {static_cast<float>(rational.pole[k])};
+  float trace[1];
+  resolvent_traces(tri, rational.pole[k] >= kSmallestDirectPole, shift, trace, lowest);
+  return trace[0] * static_cast<float>(rational.weight[k]);
+}
+__device__ __forceinline__ float pole_term(BandView<float> const& band, Rational const& rational, int k,
+                                           float& lowest) {
+  float trace;
+  resolvent_trace(band, rational.pole[k] >= kSmallestDirectPole, static_cast<float>(rational.pole[k]), trace, lowest);
+  return trace * static_cast<float>(rational.weight[k]);
 }
 
-// alpha = 2 or 3, whose traces are power sums.
-__device__ __forceinline__ float entropy_bits_of_powers(TridiagonalView<float> const& tri, Spectrum spectrum) {
+// Adds those of a part that the poles give: threads 0 .. kPoles - 1.
+template <class View>
+__device__ __forceinline__ void add_pole_terms(View const& part, EntropyOrder const& order, Traces& traces,
+                                               int thread) {
+  if (thread >= kPoles || order.spectrum != Spectrum::kRational) return;
+  float lowest = 1e30f;
+  traces.term[thread] += pole_term(part, order.rational, thread, lowest);
+  traces.lowest[thread] = lowest < traces.lowest[thread] ? lowest : traces.lowest[thread];
+}
+
+// All of a tridiagonal part: threads 0 .. kPoles.
+__device__ __forceinline__ void add_traces(TridiagonalView<float> const& tri, EntropyOrder const& order, Traces& traces,
+                                           int thread) {
+  add_pole_terms(tri, order, traces, thread);
+  if (thread != kPoles) return;
   float sums[kPowers];
   power_sums(tri, sums);
-  double const trace = spectrum == Spectrum::kSquare ? sums[1] : sums[2];
-  return static_cast<float>(std::log2(trace) / (spectrum == Spectrum::kSquare ? -1 : -2));
+  for (int k = 0; k < kPowers; ++k) traces.power[k] += sums[k];
 }
 
-// In shared memory: the tridiagonal forms of A and of A o B, and what their entropies need.
-template <int kSize, int kWarps>
-struct Spectra {
-  float diagonal[2][kSize], off_diagonal[2][kSize];
-  TraceTerms terms[2];
-  float parts[2 * kWarps];  // of sums over the team
-
-  __device__ __forceinline__ TridiagonalView<float> tri(int which, int size) {
-    return {diagonal[which], off_diagonal[which], size};
+// The entropy in bits; NaN where the traces mean nothing.
+__device__ __forceinline__ float entropy_bits_of_traces(Traces const& traces, EntropyOrder const& order) {
+  if (order.spectrum != Spectrum::kRational) {  // alpha = 2 or 3
+    bool const square = order.spectrum == Spectrum::kSquare;
+    return static_cast<float>(std::log2(static_cast<double>(traces.power[square ? 1 : 2])) / (square ? -1 : -2));
   }
-};
-
-// The entropies in bits of the two forms, the second one unless `joint` is null, by the team of kThreads threads.
-template <int kThreads, int kSize, int kWarps>
-__device__ __forceinline__ void write_entropies(Spectra<kSize, kWarps>& spectra, int size, EntropyOrder const& order,
-                                                float* own, float* joint, int thread) {
-  // The second form in another warp where there is one, else in the other half of the warp.
-  constexpr int kSecond = kThreads > kWarp ? kWarp : kWarp / 2;
-  static_assert(kTraceTerms <= kWarp / 2);
-  int const which = thread < kSecond ? 0 : 1, index = thread % kSecond;
-  float* const entropy = which == 0 ? own : joint;
-  bool const working = thread < 2 * kSecond && entropy != nullptr;
-  TridiagonalView<float> const tri = spectra.tri(which, size);
-  if (order.spectrum != Spectrum::kRational) {
-    if (working && index == 0) *entropy = entropy_bits_of_powers(tri, order.spectrum);
-    return;
+  float trace = 0, lowest = 1e30f;
+  for (int k = 0; k < kPoles; ++k) {
+    trace += traces.term[k];
+    lowest = traces.lowest[k] < lowest ? traces.lowest[k] : lowest;
   }
-  if (working && index < kTraceTerms) trace_term(tri, order.rational, index, spectra.terms[which]);
-  barrier<kThreads>();  // the terms are written
-  if (working && index == 0) *entropy = entropy_bits_of_terms(spectra.terms[which], order);
+  for (int k = 0; k < kPowers; ++k) trace += traces.power[k] * static_cast<float>(order.rational.power[k]);
+  if (!is_semidefinite(lowest, order.rational)) return bits_to_float(kNaN);
+  return static_cast<float>(entropy_bits_of_trace(trace, order.alpha - 1));
 }
 
 inline constexpr int kBisections = 60;  // from an interval of at most 2 to below the rounding of the largest eigenvalue

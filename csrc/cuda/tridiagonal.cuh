@@ -5,11 +5,9 @@
 // y is the product with the raw column, so that the norm needs no pass of its own, and the update of one step and the
 // product of the next share one pass over the registers. SPDX-License-Identifier: MIT
 #pragma once
-#include "cuda/block_shape.cuh"
+#include "cuda/tiles.cuh"
 
 namespace hrel::cuda {
-
-inline constexpr float kNegligibleSquare = 1e-30f;  // of a column that is reduced already
 
 template <class Shape>
 struct alignas(16) HouseholderVectors {
@@ -26,26 +24,31 @@ struct RegisterTridiagonal {
   using Tile = float[kRows][kColumns];
   using Vectors = HouseholderVectors<Shape>;
 
-  // Row and column i of the tile are row and column i + shift of a packed matrix, and 0 before `first`. Below the
-  // diagonal only the row's start is computed, above it only that of the column, which takes its place by symmetry.
+  // Row and column i of the tile are row and column i + shift of a tiled matrix, and 0 before `first`.
   static __device__ __forceinline__ void load(float const* matrix, int shift, int first, Tile& a, int thread) {
     int const ty = thread / kThreadColumns + shift, tx = thread % kThreadColumns + shift;
-    float const* row_start[kRows];
-    float const* column_start[kColumns];
+    // An element above the diagonal is that below it: each index as a row and as a column.
+    int row_as[kRows][2], column_as[kColumns][2];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) row_start[r] = matrix + packed_offset(r * kThreadRows + ty, 0) + tx;
+    for (int r = 0; r < kRows; ++r) {
+      int const row = r * kThreadRows + ty < first ? first : r * kThreadRows + ty;
+      row_as[r][0] = tiled_row(row);
+      row_as[r][1] = tiled_column(row);
+    }
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) column_start[c] = matrix + packed_offset(c * kThreadColumns + tx, 0) + ty;
+    for (int c = 0; c < kColumns; ++c) {
+      int const column = c * kThreadColumns + tx < first ? first : c * kThreadColumns + tx;
+      column_as[c][0] = tiled_row(column);
+      column_as[c][1] = tiled_column(column);
+    }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
         int const row = r * kThreadRows + ty, column = c * kThreadColumns + tx;
-        bool const always_below = c * kThreadColumns + kThreadColumns - 1 <= r * kThreadRows;
-        bool const always_above = r * kThreadRows + kThreadRows - 1 <= c * kThreadColumns;
-        bool const below = always_below || (!always_above && column <= row);
-        float const* const place = below ? row_start[r] + c * kThreadColumns : column_start[c] + r * kThreadRows;
-        a[r][c] = (below ? column : row) >= first ? *place : 0;
+        int const place = column <= row ? row_as[r][0] + column_as[c][1] : row_as[r][1] + column_as[c][0];
+        float const element = matrix[place];
+        a[r][c] = row >= first && column >= first ? element : 0;
       }
     }
   }
@@ -220,7 +223,7 @@ struct RegisterTridiagonal {
     if constexpr (kColumn + 1 < kColumns) steps<kColumn + 1>(a, v, tri, rank_one, pad, thread);
   }
 
-  // The tridiagonal form of A, given A - (rank_one / n) 11' as the rows and columns first .. first + n - 1 of a packed
+  // The tridiagonal form of A, given A - (rank_one / n) 11' as the rows and columns first .. first + n - 1 of a tiled
   // matrix, n = tri.size. Logical rows 0 .. pad - 1 of the tile are padding, whose steps are never taken. The rank-one
   // part is kept out because it may be all there is (a dead filter): its rounding would hide the rest. It returns as
   // `rank_one` added to the one element of the diagonal to which the first reflector takes the vector of ones.

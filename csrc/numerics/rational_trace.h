@@ -139,6 +139,57 @@ HREL_HD void resolvent_traces(PentadiagonalView<Real> const& bands, bool direct,
   }
 }
 
+// The same for a band of kBand diagonals on either side and one pole. Row i is eliminated from what the rows before it
+// have left of T + t I; the sums W of that which later rows still await, and those of N, which is t times the derivative
+// of W or, where the sum is direct, W less that, are carried along: with l the multipliers of the row,
+//   W <- W - l w',   N <- [-l I] N [-l I]',   term = N_ii / w_ii.
+template <class Real>
+HREL_HD void resolvent_trace(BandView<Real> const& band, bool direct, Real shift, Real& trace, Real& lowest) {
+  Real const zero = band.diagonal[0] - band.diagonal[0];
+  // Element (a, b), b <= a < kBand, of what the rows from i on await, with the row i + a.
+  Real carried[kBand][kBand], changed[kBand][kBand];
+  HREL_UNROLL(8)
+  for (int a = 0; a < kBand; ++a) {
+    HREL_UNROLL(8)
+    for (int b = 0; b <= a; ++b) carried[a][b] = changed[a][b] = zero;
+  }
+  Real sum = zero, total = zero;
+  HREL_NO_UNROLL
+  for (Index i = 0; i < band.size; ++i) {
+    Real const d = band.diagonal[i];
+    Real const* const row = band.beside + i * kBand;
+    Real const pivot = d + carried[0][0] + shift, inverse = reciprocal(pivot);
+    lowest = pivot < lowest ? pivot : lowest;
+    Real const n0 = (direct ? d : shift) + changed[0][0];
+    Real w[kBand + 1], n[kBand + 1], l[kBand + 1], m[kBand + 1];
+    HREL_UNROLL(8)
+    for (int a = 1; a <= kBand; ++a) {
+      w[a] = a < kBand ? row[a - 1] + carried[a % kBand][0] : row[a - 1];
+      n[a] = direct ? row[a - 1] : zero;
+      if (a < kBand) n[a] += changed[a % kBand][0];
+      l[a] = w[a] * inverse;
+      m[a] = n[a] - l[a] * n0;
+    }
+    HREL_UNROLL(8)
+    for (int a = 1; a <= kBand; ++a) {
+      HREL_UNROLL(8)
+      for (int b = 1; b <= a; ++b) {
+        Real const old = a < kBand ? carried[a % kBand][b % kBand] : zero;
+        Real const old_changed = a < kBand ? changed[a % kBand][b % kBand] : zero;
+        carried[a - 1][b - 1] = old - l[a] * w[b];
+        changed[a - 1][b - 1] = old_changed - l[a] * m[b] - n[a] * l[b];
+      }
+    }
+    sum += n0 * inverse;
+    if (i % kRowsAtOnce == 0) {
+      total += sum;
+      sum = zero;
+    }
+  }
+  total += sum;
+  trace = direct ? total : zero + static_cast<float>(band.size) - total;
+}
+
 // tr T, tr T^2, tr T^3.
 template <class Real>
 HREL_HD void power_sums(TridiagonalView<Real> const& tri, Real (&sums)[kPowers]) {
@@ -190,6 +241,26 @@ HREL_HD void power_sums(PentadiagonalView<Real> const& bands, Real (&sums)[kPowe
     }
   }
   for (int k = 0; k < kPowers; ++k) sums[k] += part[k];
+}
+
+// The part of the row i in them: tr T, tr T^2, tr T^3 are the sums over all rows.
+template <class Real>
+HREL_HD void power_terms(BandView<Real> const& band, Index i, Real (&terms)[kPowers]) {
+  Real const* const row = band.beside + i * kBand;
+  Real const d = band.diagonal[i];
+  Real squares = d - d, cubes = squares;
+  HREL_UNROLL(8)
+  for (int a = 0; a < kBand; ++a) {  // the rows i + 1 + b and i + 1 + a
+    if (i + 1 + a >= band.size) break;
+    squares += row[a] * row[a];
+    Real inner = row[a] * (d + band.diagonal[i + 1 + a]);
+    HREL_UNROLL(8)
+    for (int b = 0; b < a; ++b) inner += 2 * row[b] * band.beside[(i + 1 + b) * kBand + a - b - 1];
+    cubes += row[a] * inner;
+  }
+  terms[0] = d;
+  terms[1] = d * d + 2 * squares;
+  terms[2] = d * d * d + 3 * cubes;
 }
 
 // Whether the traces mean something. No pivot of a semidefinite T + t I lies below t, so the smallest one of all poles
