@@ -82,7 +82,7 @@ struct BandReduction {
 
   // The band of A takes the place of A less its parts of rank one, in tiles of n rows. They are kept out because they may
   // be all there is (a dead filter): their rounding would hide the rest. They return as rank_one[k] added to element
-  // (k, k), to which the first step takes 1_k; read_band does it. A barrier comes before the matrix is read, and one after
+  // (k, k), to which the first step takes 1_k; band_element does it. A barrier comes before the matrix is read, and one after
   // the band is written.
   static __device__ __forceinline__ void run(float* matrix, int n, Parts const& ones, Panel& p, int thread) {
     int const tiles = num_tiles(n), warp = thread / kWarp, lane = thread % kWarp;
@@ -102,15 +102,12 @@ struct BandReduction {
     }
   }
 
-  // Column `column` of the band that run has left.
-  static __device__ __forceinline__ void read_band(float const* matrix, int n, Parts const& ones, int column,
-                                                   BandView<float> const& band) {
-    band.diagonal[column] = matrix[tiled_offset(column, column)] + (column < ones.count ? ones.rank_one[column] : 0);
-#pragma unroll
-    for (int d = 0; d < kBand; ++d) {
-      int const row = column + 1 + d;
-      band.beside[column * kBand + d] = row < n ? matrix[tiled_offset(row, column)] : 0;
-    }
+  // Element (row, column) of the band that run has left, column <= row; 0 past the last row, or before the first column.
+  static __device__ __forceinline__ float band_element(float const* matrix, int n, Parts const& ones, int row,
+                                                       int column) {
+    if (row >= n || column < 0) return 0;
+    float const part = row == column && row < ones.count ? ones.rank_one[row] : 0;
+    return matrix[tiled_offset(row, column)] + part;
   }
 
  private:

@@ -64,12 +64,11 @@ __device__ __forceinline__ Real load_given_matrix(GramView<Scalar> const& gram, 
   return mean * static_cast<Real>(n) * inverse_trace;
 }
 
-// matrix = A - 11'/N = -(1 - exp(-d2 / sigma^2)) / N, tiled, where keep(row, column), else 0. distances(offset, d2)
-// reads some of maps scaled by scale_of_width(sigma). The diagonal of the distances is 0, or NaN where a
-// value is not finite.
-template <int kThreads, class Distances, class Keep>
+// matrix = A - 11'/N = -(1 - exp(-d2 / sigma^2)) / N, tiled. distances(offset, d2) reads some of maps scaled by
+// scale_of_width(sigma). The diagonal of the distances is 0, or NaN where a value is not finite.
+template <int kThreads, class Distances>
 __device__ __forceinline__ void centred_gaussian(float* matrix, int n, float sigma, Distances const& distances,
-                                                 Keep const& keep, int thread) {
+                                                 int thread) {
   float const inverse = 1 / (sigma * scale_of_width(sigma)), scale = -1 / static_cast<float>(n);
   for_each_tile<kThreads>(n, thread, [&](auto const& offset, auto const& row, auto const& column) {
     float d2[kAtOnce];
@@ -78,7 +77,7 @@ __device__ __forceinline__ void centred_gaussian(float* matrix, int n, float sig
     for (int q = 0; q < kAtOnce; ++q) {
       // Twice times 1/sigma: its square may not be a normal number.
       float const element = one_minus_exp(d2[q] * inverse * inverse) * scale;
-      matrix[offset[q]] = row[q] < n && column[q] < n && keep(row[q], column[q]) ? element : 0;
+      matrix[offset[q]] = row[q] < n && column[q] < n ? element : 0;
     }
   });
 }
@@ -114,37 +113,35 @@ __device__ __forceinline__ bool class_block(LabelView<Scalar> const& labels, int
   return true;
 }
 
-// The block of a class within the tridiagonal form of A o B: end to end, uncoupled.
-__device__ __forceinline__ TridiagonalView<float> part_of(TridiagonalView<float> const& tri, int first, int size,
-                                                          bool writes) {
-  TridiagonalView<float> const part{tri.diagonal + first, tri.off_diagonal + first, size};
-  if (writes && first + size < tri.size) part.off_diagonal[size - 1] = 0;
-  return part;
-}
-
-// Class blocks of up to ClassShape::kSize samples, each by one warp.
-template <int kThreads>
-__device__ __forceinline__ void tridiagonalise_small_classes(LabelView<float> const& labels, float const* matrix,
-                                                             TridiagonalView<float> const& joint,
-                                                             HouseholderVectors<ClassShape>* vectors, int thread) {
-  int const n = static_cast<int>(joint.size), warp = thread / kWarp, lane = thread % kWarp;
+// class_of[row] for all rows, thread c for the class c.
+__device__ __forceinline__ void find_classes(LabelView<float> const& labels, int n, int* class_of, int thread) {
   int first, size;
+  if (thread >= n || !class_block(labels, thread, n, first, size)) return;
 #pragma unroll 1
-  for (int c = warp; class_block(labels, c, n, first, size); c += kThreads / kWarp) {
-    if (size == 0 || size > ClassShape::kSize) continue;
-    RegisterTridiagonal<ClassShape>::run(matrix, first, part_of(joint, first, size, lane == 0),
-                                         static_cast<float>(size) / static_cast<float>(n), vectors[warp], lane);
-  }
+  for (int row = first; row < first + size; ++row) class_of[row] = thread;
 }
 
-// The classes that tridiagonalise_small_classes leaves, at most kBand of them, by one thread.
+// The class of the thread's row as a block; none of more than kLargestBlock rows, or of a thread without a row.
+__device__ __forceinline__ DiagonalBlock block_of_class(LabelView<float> const& labels, int n, int const* class_of,
+                                                        int thread) {
+  DiagonalBlock block{0, thread, 0, 0};
+  if (thread >= n) return block;
+  block.number = class_of[thread];
+  int size = 0;
+  class_block(labels, block.number, n, block.first, size);
+  block.size = size <= kLargestBlock ? size : 0;
+  block.rank_one = static_cast<float>(size) / static_cast<float>(n);
+  return block;
+}
+
+// The classes of more than kLargestBlock rows, at most kBand of them, by one thread.
 template <int kSize>
 __device__ __forceinline__ void find_large_classes(LabelView<float> const& labels, int n, RankOneParts<kSize>& parts) {
-  static_assert(kSize / (ClassShape::kSize + 1) <= kBand);
+  static_assert(kSize / (kLargestBlock + 1) <= kBand);
   int first, size, found = 0;
 #pragma unroll 1
   for (int c = 0; class_block(labels, c, n, first, size); ++c) {
-    bool const is_large = size > ClassShape::kSize;
+    bool const is_large = size > kLargestBlock;
 #pragma unroll 1
     for (int row = first; row < first + size; ++row) parts.owner[row] = is_large ? found : -1;
     if (is_large) parts.rank_one[found++] = static_cast<float>(size) / static_cast<float>(n);
@@ -152,11 +149,10 @@ __device__ __forceinline__ void find_large_classes(LabelView<float> const& label
   parts.count = found;
 }
 
-// matrix = A - 11'/N of a filter in tiles, where keep(row, column), else 0.
-template <class Kernel, class Keep>
+// matrix = A - 11'/N of a filter, in tiles.
+template <class Kernel>
 __device__ __forceinline__ void centred_gaussian_of_filter(EntropiesArguments const& args, int which,
-                                                           DistanceStage<Kernel>& stage, float* matrix,
-                                                           Keep const& keep, int thread) {
+                                                           DistanceStage<Kernel>& stage, float* matrix, int thread) {
   constexpr int kThreads = Kernel::Shape::kThreads;
   int const n = args.size();
   if (args.slots == nullptr) {
@@ -172,82 +168,94 @@ __device__ __forceinline__ void centred_gaussian_of_filter(EntropiesArguments co
         for (int q = 0; q < kAtOnce; ++q) d2[q] = matrix[offset[q]];
       };
       float const sigma = args.sigma[args.first_filter + known_from_here(which)];
-      centred_gaussian<kThreads>(matrix, n, sigma, own, keep, known_from_here(thread));
+      centred_gaussian<kThreads>(matrix, n, sigma, own, known_from_here(thread));
     }
   } else {
     auto const of_slots = [&](auto const& offset, auto& d2) {
       distances_of_slots(args.slots, args.splits, n, which, offset, d2);
     };
-    centred_gaussian<kThreads>(matrix, n, args.sigma[args.first_filter + which], of_slots, keep, thread);
+    centred_gaussian<kThreads>(matrix, n, args.sigma[args.first_filter + which], of_slots, thread);
   }
 }
 
-struct KeepAll {
-  __device__ __forceinline__ bool operator()(int, int) const { return true; }
-};
+// Row `row` of the band in the three forms that its sums take it in, which do not overlap the matrix.
+template <class Reduction, class Parts>
+__device__ __forceinline__ void read_band(float const* matrix, Parts const& ones, TwoEndedBand const& band, int row) {
+  int const n = static_cast<int>(band.whole.size), middle = row - band.above;
+  if (row >= n) return;
+  float const d = Reduction::band_element(matrix, n, ones, row, row);
+  band.whole.diagonal[row] = d;
+  if (row >= n - band.reversed.size) band.reversed.diagonal[n - 1 - row] = d;
+  bool const is_between = middle >= 0 && middle < band.between.size;
+  if (is_between) band.between.diagonal[middle] = d;
+#pragma unroll
+  for (int k = 0; k < kBand; ++k) {
+    float const beside = Reduction::band_element(matrix, n, ones, row + 1 + k, row);
+    band.whole.beside[row * kBand + k] = beside;
+    if (row >= n - band.reversed.size) {
+      band.reversed.beside[(n - 1 - row) * kBand + k] = Reduction::band_element(matrix, n, ones, row, row - 1 - k);
+    }
+    if (is_between) band.between.beside[middle * kBand + k] = middle + 1 + k < band.between.size ? beside : 0;
+  }
+}
 
 template <class Kernel>
 struct RegisterTeam {
-  using Shape = typename Kernel::Shape;
+  static constexpr int kSize = Kernel::kSize;
   union {
     DistanceStage<Kernel> stage;
-    float matrix[tiled_elements(Shape::kSize)];
+    float matrix[tiled_elements(kSize)];
   };
-  HouseholderVectors<Shape> vectors;
-  float diagonal[2][Shape::kSize], off_diagonal[2][Shape::kSize];  // of A and of A o B
+  BlockVectors<kSize> vectors;
+  int class_of[kSize];
+  float diagonal[2][kSize], off_diagonal[2][kSize];  // of A and of A o B
   Traces traces[2];
-  float parts[2 * Shape::kWarps];  // of sums over the team
+  float parts[2];  // of sums over the team
 };
 
 // Matrices of up to 32 rows, each by a warp: reduced in registers, to three diagonals.
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
     register_entropies_kernel(EntropiesArguments const args) {
-  using Shape = typename Kernel::Shape;
-  constexpr int kThreads = Shape::kThreads;
-  static_assert(kThreads == kWarp && kPoles + 1 <= kWarp / 2);
+  constexpr int kThreads = Kernel::Shape::kThreads;
+  static_assert(kThreads == kWarp && Kernel::kSize == kLargestBlock && kPoles + 1 <= kWarp / 2);
   int const team = static_cast<int>(threadIdx.x) / kThreads, thread = static_cast<int>(threadIdx.x) % kThreads;
   int const which = static_cast<int>(blockIdx.x) * Kernel::kTeams + team;
   if (which >= args.num_filters) return;
   Index const filter = args.first_filter + which;
   RegisterTeam<Kernel>& s = shared_storage<RegisterTeam<Kernel>>()[team];
   int const n = args.size();
-  bool const has_labels = args.joint_entropy != nullptr;
+  bool const has_labels = args.joint_entropy != nullptr, has_classes = has_labels && args.labels.gram == nullptr;
   int const form = thread / (kWarp / 2), index = thread % (kWarp / 2);  // the entropy that this half of the warp finds
   clear(s.traces[form], index);
+  if (has_classes) find_classes(args.labels, n, s.class_of, thread);
 
-  float rank_one = 1;
+  DiagonalBlock block{0, 0, thread < n ? n : 0, 1};
   if (args.gram.data != nullptr) {
-    rank_one = load_given_matrix<Tiled, kThreads>(args.gram, filter, s.matrix, s.parts, thread);
+    block.rank_one = load_given_matrix<Tiled, kThreads>(args.gram, filter, s.matrix, s.parts, thread);
   } else {
-    centred_gaussian_of_filter<Kernel>(args, which, s.stage, s.matrix, KeepAll{}, thread);
+    centred_gaussian_of_filter<Kernel>(args, which, s.stage, s.matrix, thread);
   }
-
-  // The matrix itself, then its classes, or A o B for another label kernel: one loop, so that the unrolled steps exist
-  // once.
+  // A, then A o B.
 #pragma unroll 1
-  for (int task = -1; task < n; ++task) {
-    int first = 0, size = n;
-    if (task == 0 && (!has_labels || args.labels.gram != nullptr)) {
-      if (!has_labels) break;
-      rank_one = weigh_by_labels<Tiled, kThreads>(args.labels.gram, s.matrix, s.matrix, n, s.parts, thread);
-    } else if (task >= 0) {
-      if (args.labels.gram != nullptr || !class_block(args.labels, task, n, first, size)) break;
-      if (size == 0) continue;
-      rank_one = static_cast<float>(size) / static_cast<float>(n);
+  for (int pass = 0; pass < (has_labels ? 2 : 1); ++pass) {
+    if (pass == 1 && has_classes) {
+      block = block_of_class(args.labels, n, s.class_of, thread);
+    } else if (pass == 1) {
+      block.rank_one = weigh_by_labels<Tiled, kThreads>(args.labels.gram, s.matrix, s.matrix, n, s.parts, thread);
     }
-    barrier<kThreads>();  // the matrix is written
-    int const which_form = task < 0 ? 0 : 1;
-    TridiagonalView<float> const whole{s.diagonal[which_form], s.off_diagonal[which_form], n};
-    RegisterTridiagonal<Shape>::run(s.matrix, first, part_of(whole, first, size, thread == 0), rank_one, s.vectors,
-                                    thread);
+    tridiagonalise_blocks<kThreads>(s.matrix, block, {s.diagonal[pass], s.off_diagonal[pass], n}, s.vectors, thread);
   }
   barrier<kThreads>();  // the tridiagonal forms are written
   if (form == 0 || has_labels) add_traces({s.diagonal[form], s.off_diagonal[form], n}, args.order, s.traces[form], index);
   barrier<kThreads>();  // the traces are written
   if (index != 0 || (form == 1 && !has_labels)) return;
-  float* const result = form == 0 ? args.entropy : args.joint_entropy;
-  result[filter] = entropy_bits_of_traces(s.traces[form], args.order);
+  float const bits = entropy_bits_of_traces(s.traces[form], args.order);
+  if (form == 0) {
+    args.entropy[filter] = bits;
+  } else {
+    args.joint_entropy[filter] = bits;
+  }
 }
 
 template <class Kernel>
@@ -256,15 +264,16 @@ struct BandBlock {
   using Panel = cuda::Panel<Shape::kSize, Shape::kWarps>;
   union {
     Panel panel;
-    HouseholderVectors<ClassShape> class_vectors[Shape::kWarps];
     struct {
-      float diagonal[Shape::kSize], beside[Shape::kSize * kBand];
-    } band;  // of A, then of A o B
+      BlockVectors<Shape::kThreads> vectors;
+      int class_of[Shape::kSize];
+    } classes;
+    BandStorage<Shape::kSize> band;  // of A, then of A o B
   };
-  float class_diagonal[Shape::kSize], class_off_diagonal[Shape::kSize];  // of the class blocks that a warp reduces
+  float class_diagonal[Shape::kSize], class_off_diagonal[Shape::kSize];  // of the classes that are reduced in registers
   Traces traces[2];                                                      // of A and of A o B
   RankOneParts<Shape::kSize> ones;
-  int passes;
+  int pass, passes;
   float parts[kPowers * Shape::kWarps];  // of sums over the block
 };
 static_assert(sizeof(BandBlock<Kernel256>) <= kSharedBytesBesideMatrix);
@@ -289,7 +298,6 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
   Block& s = *shared_storage<Block>();
   float* const matrix = reinterpret_cast<float*>(&s + 1);
   auto& stage = *reinterpret_cast<DistanceStage<Kernel>*>(matrix);
-  BandView<float> const band{s.band.diagonal, s.band.beside, n};
   bool const has_labels = args.joint_entropy != nullptr, has_classes = has_labels && args.labels.gram == nullptr;
   // Asked for again by each part, so that nothing of it waits in registers.
   auto const own_index = [] { return known_from_here(static_cast<int>(threadIdx.x)); };
@@ -299,15 +307,15 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
   if (thread < kWarp) clear(s.traces[thread / (kWarp / 2)], thread % (kWarp / 2));
   for (int i = thread; i < n; i += kThreads) s.class_diagonal[i] = s.class_off_diagonal[i] = 0;
   int first, size;
-  bool const is_large = has_classes && class_block(args.labels, thread, n, first, size) && size > ClassShape::kSize;
+  bool const is_large = has_classes && class_block(args.labels, thread, n, first, size) && size > kLargestBlock;
   bool const has_large = any_of_team<kThreads>(is_large);
   // A; then, in a second pass, A o B of the classes that are too large for a warp, or for another label kernel.
-  if (thread == 0) s.passes = has_large || (has_labels && !has_classes) ? 2 : 1;
+  if (thread == 0) s.pass = 0, s.passes = has_large || (has_labels && !has_classes) ? 2 : 1;
+  barrier<kThreads>();  // the passes are known
 
-  int pass = 0;
 #pragma unroll 1
   do {
-    bool const of_classes = pass == 1 && has_classes;
+    bool const of_classes = s.pass == 1 && has_classes;
     if (of_classes) {
       if (thread == 0) find_large_classes(args.labels, n, s.ones);
       barrier<kThreads>();  // the large classes are written
@@ -319,45 +327,54 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
       float const rank_one = load_given_matrix<Tiled, kThreads>(args.gram, own_filter(), matrix, s.parts, thread);
       if (thread == 0) s.ones.rank_one[0] = rank_one;
     } else {
-      centred_gaussian_of_filter<Kernel>(
-          args, known_from_here(static_cast<int>(blockIdx.x)), stage, matrix,
-          [&](int row, int column) {
-            return !of_classes || (s.ones.owner[row] == s.ones.owner[column] && s.ones.owner[row] >= 0);
-          },
-          thread);
-      if (pass == 1 && !has_classes) {
+      centred_gaussian_of_filter<Kernel>(args, known_from_here(static_cast<int>(blockIdx.x)), stage, matrix, thread);
+      if (of_classes) {  // each thread in the elements that it has written
+        Tiled::for_each<kThreads>(n, thread, [&](int offset, int row, int column) {
+          if (s.ones.owner[row] != s.ones.owner[column] || s.ones.owner[row] < 0) matrix[offset] = 0;
+        });
+      }
+      if (s.pass == 1 && !has_classes) {
         float const mean = weigh_by_labels<Tiled, kThreads>(args.labels.gram, matrix, matrix, n, s.parts, thread);
         if (thread == 0) s.ones.rank_one[0] = mean;
       }
     }
     thread = own_index();
-    if (pass == 0 && has_classes) {
-      barrier<kThreads>();  // the matrix is written
-      tridiagonalise_small_classes<kThreads>(args.labels, matrix, {s.class_diagonal, s.class_off_diagonal, n},
-                                             s.class_vectors, thread);
+    if (s.pass == 0 && has_classes) {
+      find_classes(args.labels, n, s.classes.class_of, thread);
+      barrier<kThreads>();  // the classes are known
+      tridiagonalise_blocks<kThreads>(matrix, block_of_class(args.labels, known_from_here(n), s.classes.class_of, thread),
+                                      {s.class_diagonal, s.class_off_diagonal, n}, s.classes.vectors, thread);
     }
     thread = own_index();
     barrier<kThreads>();  // the matrix and its parts of rank one are written
     using Reduction = BandReduction<typename Block::Panel>;
     Reduction::run(matrix, n, s.ones, s.panel, thread);
     thread = own_index();
-    if (thread < n) Reduction::read_band(matrix, n, s.ones, thread, band);
+    TwoEndedBand const band = two_ended_band(s.band, known_from_here(n));
+    read_band<Reduction>(matrix, s.ones, band, thread);
     barrier<kThreads>();  // the band is written
 
     float sums[kPowers] = {};
-    if (thread < n) power_terms(band, thread, sums);
+    if (thread < n) power_terms(band.whole, thread, sums);
 #pragma unroll
     for (int k = 0; k < kPowers; ++k) {
       float const sum = team_sum<kThreads>(sums[k], s.parts + k * Shape::kWarps, thread);
-      if (thread == 0) s.traces[pass].power[k] += sum;
+      if (thread == 0) s.traces[s.pass].power[k] += sum;
     }
-    add_pole_terms(band, args.order, s.traces[pass], thread);
-    if (pass == 0 && has_classes && thread >= kWarp) {
+    if (thread < kWarp && args.order.spectrum == Spectrum::kRational) {
+      float trace, lowest;
+      resolvent_trace(band, args.order.rational, trace, lowest, thread);
+      thread = own_index();
+      if (thread < kPoles) add_pole(s.traces[s.pass], args.order.rational, thread, trace, lowest);
+    }
+    if (s.pass == 0 && has_classes && thread >= kWarp) {
       add_traces({s.class_diagonal, s.class_off_diagonal, n}, args.order, s.traces[1], thread - kWarp);
     }
     barrier<kThreads>();  // the traces are written, and the band is free
     thread = own_index();
-  } while (++pass < s.passes);
+    if (thread == 0) ++s.pass;
+    barrier<kThreads>();  // the pass is known
+  } while (s.pass < s.passes);
   if (thread % kWarp != 0 || thread > kWarp || (thread > 0 && !has_labels)) return;
   float const bits = entropy_bits_of_traces(s.traces[thread / kWarp], args.order);
   if (thread == 0) {

@@ -22,7 +22,4 @@ using Kernel128 = KernelShape<BlockShape<16, 8, 8, 16>, 1, 3, true>;
 using Kernel128OfSmallMaps = KernelShape<BlockShape<16, 8, 8, 16>, 1, 4, false>;
 using Kernel256 = KernelShape<BlockShape<16, 16, 16, 16>, 1, 1, false>;
 
-// One warp reduces a class block of up to this size, so that the classes of a filter are reduced side by side.
-using ClassShape = BlockShape<8, 4, 4, 8>;
-
 }  // namespace hrel::cuda

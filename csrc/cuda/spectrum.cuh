@@ -23,35 +23,66 @@ __device__ __forceinline__ void clear(Traces& traces, int thread) {
   traces.lowest[thread] = 1e30f;
 }
 
-// The term of pole number k and the smallest pivot.
-__device__ __forceinline__ float pole_term(TridiagonalView<float> const& tri, Rational const& rational, int k,
-                                           float& lowest) {
-  float const shift[1] = {static_cast<float>(rational.pole[k])};
-  float trace[1];
-  resolvent_traces(tri, rational.pole[k] >= kSmallestDirectPole, shift, trace, lowest);
-  return trace[0] * static_cast<float>(rational.weight[k]);
-}
-__device__ __forceinline__ float pole_term(BandView<float> const& band, Rational const& rational, int k,
-                                           float& lowest) {
-  float trace;
-  resolvent_trace(band, rational.pole[k] >= kSmallestDirectPole, static_cast<float>(rational.pole[k]), trace, lowest);
-  return trace * static_cast<float>(rational.weight[k]);
+// A band matrix whose rows are eliminated from both ends at once.
+struct TwoEndedBand {
+  BandView<float> whole;     // whose first `above` rows are those of the upper end
+  BandView<float> reversed;  // the rows of the lower end, from the last one of the matrix on
+  BandView<float> between;   // those that are left, up to kBand
+  int above;
+};
+
+template <int kSize>
+struct BandStorage {
+  float diagonal[kSize], beside[kSize * kBand];
+  float reversed_diagonal[kSize], reversed_beside[kSize * kBand];
+  float between_diagonal[kBand], between_beside[kBand * kBand];
+};
+
+template <int kSize>
+__device__ __forceinline__ TwoEndedBand two_ended_band(BandStorage<kSize>& s, int n) {
+  int const between = n < kBand ? n : kBand, above = (n - between) / 2;
+  return {{s.diagonal, s.beside, n},
+          {s.reversed_diagonal, s.reversed_beside, n - above - between},
+          {s.between_diagonal, s.between_beside, between},
+          above};
 }
 
-// Adds those of a part that the poles give: threads 0 .. kPoles - 1.
-template <class View>
-__device__ __forceinline__ void add_pole_terms(View const& part, EntropyOrder const& order, Traces& traces,
-                                               int thread) {
-  if (thread >= kPoles || order.spectrum != Spectrum::kRational) return;
-  float lowest = 1e30f;
-  traces.term[thread] += pole_term(part, order.rational, thread, lowest);
-  traces.lowest[thread] = lowest < traces.lowest[thread] ? lowest : traces.lowest[thread];
+__device__ __forceinline__ void add_pole(Traces& traces, Rational const& rational, int k, float trace, float lowest) {
+  traces.term[k] += trace * static_cast<float>(rational.weight[k]);
+  traces.lowest[k] = lowest < traces.lowest[k] ? lowest : traces.lowest[k];
+}
+
+// tr T (T + t)^-1 of a band T for the poles t, and the smallest pivot met, by one warp: thread k of each half takes pole k
+// from one end, and has the result.
+__device__ __forceinline__ void resolvent_trace(TwoEndedBand const& band, Rational const& rational, float& trace,
+                                                float& lowest, int lane) {
+  constexpr int kHalf = kWarp / 2;
+  static_assert(kPoles <= kHalf);
+  int const pole = lane % kHalf < kPoles ? lane % kHalf : 0;
+  float const shift = static_cast<float>(rational.pole[pole]);
+  bool const direct = rational.pole[pole] >= kSmallestDirectPole;
+  BandSweep<float> sweep(0.0f);
+  BandView<float> part = lane < kHalf ? BandView<float>{band.whole.diagonal, band.whole.beside, band.above} : band.reversed;
+  // One loop, so that the elimination exists once.
+#pragma unroll 1
+  for (int step = 0; step < 2; ++step) {
+    sweep.eliminate(part, direct, shift);
+    if (step == 0) sweep.meet([](float value) { return __shfl_xor_sync(kAllLanes, value, kHalf); });
+    part = band.between;
+  }
+  trace = direct ? sweep.sum : static_cast<float>(band.whole.size) - sweep.sum;
+  lowest = sweep.lowest;
 }
 
 // All of a tridiagonal part: threads 0 .. kPoles.
 __device__ __forceinline__ void add_traces(TridiagonalView<float> const& tri, EntropyOrder const& order, Traces& traces,
                                            int thread) {
-  add_pole_terms(tri, order, traces, thread);
+  if (thread < kPoles && order.spectrum == Spectrum::kRational) {
+    float const shift[1] = {static_cast<float>(order.rational.pole[thread])};
+    float trace[1], lowest = 1e30f;
+    resolvent_traces(tri, order.rational.pole[thread] >= kSmallestDirectPole, shift, trace, lowest);
+    add_pole(traces, order.rational, thread, trace[0], lowest);
+  }
   if (thread != kPoles) return;
   float sums[kPowers];
   power_sums(tri, sums);

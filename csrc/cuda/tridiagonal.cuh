@@ -1,240 +1,112 @@
-// Householder reduction of one symmetric matrix held in the registers of a team, two barriers a step. With x = A[p:,
-// k], p = k + 1, y = A x and z = A[:, p]:
-//   u = x / beta - e_p, beta = -sign(x_p) |x|, |u|^2 = 2 h, h = 1 - x_p / beta, A u = y / beta - z,
-//   w = A u / h - (u' A u / 2 h^2) u,  A <- A - u w' - w u',  next x = z - u w_p - w u_p.
-// y is the product with the raw column, so that the norm needs no pass of its own, and the update of one step and the
-// product of the next share one pass over the registers. SPDX-License-Identifier: MIT
+// Householder reduction of blocks on the diagonal of a symmetric matrix to three diagonals: a thread holds a row of its
+// block in registers, and all blocks are reduced at once, so that a step takes no longer for ten of them than for one.
+// With x = A[p:, k], p = k + 1, and B = A[p:, p:]:
+//   u = x / beta - e_p, beta = -sign(x_p) |x|, |u|^2 = 2 h, h = 1 - x_p / beta, q = B u,
+//   w = q / h - (u' q / 2 h^2) u,  B <- B - u w' - w u'.
+// SPDX-License-Identifier: MIT
 #pragma once
 #include "cuda/tiles.cuh"
+#include "numerics/rational_trace.h"
 
 namespace hrel::cuda {
 
-template <class Shape>
-struct alignas(16) HouseholderVectors {
-  float u_row[Shape::kSize], w_row[Shape::kSize], x_row[Shape::kSize];
-  float u_column[Shape::kSize], w_column[Shape::kSize], x_column[Shape::kSize];
-  float y[Shape::kSize], z[2][Shape::kSize], x[Shape::kSize];  // in natural order; z alternates between steps
-  float xAx[Shape::kThreadRows], tail[Shape::kSize / kWarp];   // partial sums
+inline constexpr int kLargestBlock = 32;  // rows; more would not fit into the registers of a thread
+
+// A block: rows first .. first + size - 1, the number-th one of the matrix. (rank_one / size) 1 1' is kept out of it, see
+// cuda/band_reduction.cuh, and returns as rank_one added to its first element.
+struct DiagonalBlock {
+  int number, first, size;
+  float rank_one;
 };
 
-template <class Shape>
-struct RegisterTridiagonal {
-  static constexpr int kSize = Shape::kSize, kRows = Shape::kRows, kColumns = Shape::kColumns;
-  static constexpr int kThreadRows = Shape::kThreadRows, kThreadColumns = Shape::kThreadColumns;
-  using Tile = float[kRows][kColumns];
-  using Vectors = HouseholderVectors<Shape>;
+// Vectors of all blocks, in shared memory. Each begins at a multiple of four elements, at or after first + 3 number.
+template <int kSize>
+struct alignas(16) BlockVectors {
+  float x[2][4 * kSize + 4], q[4 * kSize + 4];  // x takes turns
+};
 
-  // Row and column i of the tile are row and column i + shift of a tiled matrix, and 0 before `first`.
-  static __device__ __forceinline__ void load(float const* matrix, int shift, int first, Tile& a, int thread) {
-    int const ty = thread / kThreadColumns + shift, tx = thread % kThreadColumns + shift;
-    // An element above the diagonal is that below it: each index as a row and as a column.
-    int row_as[kRows][2], column_as[kColumns][2];
+// By the team of kThreads threads, one a row; that of a thread without a row has size 0. A barrier comes before the matrix
+// is read, another one after it was, and none after the result is written.
+template <int kThreads>
+__device__ __forceinline__ void tridiagonalise_blocks(float const* matrix, DiagonalBlock const& block,
+                                                      TridiagonalView<float> const& tri, BlockVectors<kThreads>& v,
+                                                      int thread) {
+  constexpr int kQuads = kLargestBlock / 4;
+  int const local = thread - block.first, size = block.size, base = (block.first + 3 * block.number + 3) / 4 * 4;
+  for (int i = thread; i < 4 * kThreads + 4; i += kThreads) v.x[0][i] = v.x[1][i] = v.q[i] = 0;
+  barrier<kThreads>();  // the vectors are cleared, and the matrix is written
+
+  float row[kLargestBlock], x = 1;  // the row of the block from column p on; at first, the ones are taken to e_0
+  int const own = size > 0 ? thread : 0, own_as_row = tiled_row(own), own_as_column = tiled_column(own);
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      int const row = r * kThreadRows + ty < first ? first : r * kThreadRows + ty;
-      row_as[r][0] = tiled_row(row);
-      row_as[r][1] = tiled_column(row);
-    }
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      int const column = c * kThreadColumns + tx < first ? first : c * kThreadColumns + tx;
-      column_as[c][0] = tiled_row(column);
-      column_as[c][1] = tiled_column(column);
-    }
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        int const row = r * kThreadRows + ty, column = c * kThreadColumns + tx;
-        int const place = column <= row ? row_as[r][0] + column_as[c][1] : row_as[r][1] + column_as[c][0];
-        float const element = matrix[place];
-        a[r][c] = row >= first && column >= first ? element : 0;
-      }
-    }
+  for (int j = 0; j < kLargestBlock; ++j) {
+    int const column = j < size ? block.first + j : 0;
+    row[j] = matrix[column <= own ? own_as_row + tiled_column(column) : tiled_row(column) + own_as_column];
   }
 
-  // Sums kCount values over 2 kHalf lanes. Each exchange halves the number of values per lane, so 15 shuffles do for 16
-  // values and 16 lanes. On return values[0 ..] belongs to the value numbers that start at `index`.
-  template <int kCount, int kHalf>
-  static __device__ __forceinline__ void halving_sum(float (&values)[kCount], int lane, int& index) {
-    if constexpr (kHalf >= 1) {
-      if constexpr (kCount > 1) {
-        constexpr int kKept = kCount / 2;
-        bool const upper = (lane & kHalf) != 0;
-        float half[kKept];
-#pragma unroll
-        for (int i = 0; i < kKept; ++i) {
-          float const sent = upper ? values[i] : values[i + kKept], kept = upper ? values[i + kKept] : values[i];
-          half[i] = kept + __shfl_xor_sync(kAllLanes, sent, kHalf);
-        }
-        index = index * 2 + (upper ? 1 : 0);
-        halving_sum<kKept, kHalf / 2>(half, lane, index);
-#pragma unroll
-        for (int i = 0; i < kKept; ++i) values[i] = half[i];
-      } else {
-        values[0] += __shfl_xor_sync(kAllLanes, values[0], kHalf);
-        halving_sum<1, kHalf / 2>(values, lane, index);
-      }
-    }
-  }
-
-  // From the thread's part of y = A x and x'y: writes y, x'Ax and |x|^2 without x_p to shared memory.
-  static __device__ __forceinline__ void reduce(Vectors& v, float (&y)[kRows], float xy, int p, int thread) {
-    int const ty = thread / kThreadColumns, tx = thread % kThreadColumns;
-    for_each_index<Shape>(thread, [&](int i) {
-      float const x = v.x_row[Shape::row_slot(i)];
-      v.x[i] = x;
-      float square = i == p ? 0 : x * x;
-#pragma unroll
-      for (int offset = kWarp / 2; offset > 0; offset /= 2) square += __shfl_xor_sync(kAllLanes, square, offset);
-      if (thread % kWarp == 0) v.tail[i / kWarp] = square;
-    });
-    int index = 0;
-    halving_sum<kRows, kThreadColumns / 2>(y, tx, index);
-#pragma unroll
-    for (int offset = kThreadColumns / 2; offset > 0; offset /= 2) xy += __shfl_xor_sync(kAllLanes, xy, offset);
-    constexpr int kLeft = kRows > kThreadColumns ? kRows / kThreadColumns : 1;
-#pragma unroll
-    for (int i = 0; i < kLeft; ++i) {
-      if (kRows >= kThreadColumns || (tx & (kThreadColumns / kRows - 1)) == 0) {
-        v.y[(index * kLeft + i) * kThreadRows + ty] = y[i];
-      }
-    }
-    if (tx == 0) v.xAx[ty] = xy;
-  }
-
-  // Before the first step: x = ones on the rows of the matrix, y = A x, z = column `pad`.
-  static __device__ __forceinline__ void start(Tile const& a, Vectors& v, int pad, int thread) {
-    int const ty = thread / kThreadColumns, tx = thread % kThreadColumns;
-    for_each_index<Shape>(thread, [&](int i) {
-      float const one = i >= pad ? 1 : 0;
-      v.x_row[Shape::row_slot(i)] = one;
-      v.x_column[Shape::column_slot(i)] = one;
-    });
-    barrier<Shape::kThreads>();  // x is written
-    // Column `pad` as a product with a unit vector: an array indexed at run time would leave the registers.
-    float x_row[kRows], x_column[kColumns], unit[kColumns], y[kRows], xy = 0;
-    load_columns<Shape>(x_column, v.x_column, tx);
-    load_rows<Shape>(x_row, v.x_row, ty);
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) unit[c] = c == pad / kThreadColumns ? 1 : 0;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      float sum = 0, z = 0;
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        sum += a[r][c] * x_column[c];
-        z += a[r][c] * unit[c];
-      }
-      y[r] = sum;
-      xy += sum * x_row[r];
-      if (tx == pad % kThreadColumns) v.z[(pad - 1) & 1][r * kThreadRows + ty] = z;
-    }
-    reduce(v, y, xy, pad, thread);
-    barrier<Shape::kThreads>();  // the product is written
-  }
-
-  // Steps k whose column lies in register column kColumn, then those of the following ones: the recursion makes every
-  // register index a constant. The first step is k = pad - 1, whose reflector takes the vector of ones to e_pad.
-  template <int kColumn>
-  static __device__ __forceinline__ void steps(Tile& a, Vectors& v, TridiagonalView<float> const& tri, float rank_one,
-                                               int pad, int thread) {
-    int const ty = thread / kThreadColumns, tx = thread % kThreadColumns;
-    constexpr int kFirstRow = kColumn * kThreadColumns / kThreadRows;  // register rows above it are finished
-    int const first = pad - 1 - kColumn * kThreadColumns, lowest = kColumn == 0 ? -1 : 0;
 #pragma unroll 1
-    for (int step = first > lowest ? first : lowest; step < kThreadColumns; ++step) {
-      int const k = kColumn * kThreadColumns + step, p = k + 1, now = k & 1;
-      if (p >= kSize) return;
-
-      // One thread per element. Every thread repeats the scalar part instead of waiting for one that computes it.
-      for_each_index<Shape>(thread, [&](int i) {
-        float xAx = 0, tail = 0;
-#pragma unroll
-        for (int q = 0; q < kThreadRows; q += 4) {
-          float4 const four = *reinterpret_cast<float4 const*>(v.xAx + q);
-          xAx += (four.x + four.y) + (four.z + four.w);
-        }
-#pragma unroll
-        for (int q = 0; q < kSize / kWarp; ++q) tail += v.tail[q];
-        float const head = v.x[p], y_p = v.y[p], a_pp = v.z[now][p];
-        bool const reduced = !(tail > kNegligibleSquare);
-        float const square = tail + head * head, inverse_norm = rsqrtf(square), norm = square * inverse_norm;
-        float const scale = reduced ? 0 : head > 0 ? -inverse_norm : inverse_norm;
-        float const beta = reduced ? head : head > 0 ? -norm : norm;
-        float const inverse_h = reduced ? 0 : __fdividef(1.0f, 1 - head * scale);
-        float const uAu = xAx * scale * scale - 2 * scale * y_p + a_pp;
-        float const along = 0.5f * inverse_h * inverse_h * uAu;
-        float const u_p = reduced ? 0 : head * scale - 1;
-        float const w_p = reduced ? 0 : inverse_h * (y_p * scale - a_pp) - along * u_p;
-        float const z = v.z[now][i];
-        float u = v.x[i] * scale - (i == p ? 1.0f : 0.0f);
-        float w = inverse_h * (v.y[i] * scale - z) - along * u;
-        if (reduced || i <= k) u = w = 0;
-        float const next = z - u * w_p - w * u_p;  // column p after the update
-        float const x = i > p ? next : 0;
-        v.u_row[Shape::row_slot(i)] = u;
-        v.w_row[Shape::row_slot(i)] = w;
-        v.x_row[Shape::row_slot(i)] = x;
-        v.u_column[Shape::column_slot(i)] = u;
-        v.w_column[Shape::column_slot(i)] = w;
-        v.x_column[Shape::column_slot(i)] = x;
-        if (i == p) tri.diagonal[p - pad] = p == pad ? next + rank_one : next;
-        if (i == k && k >= pad) tri.off_diagonal[k - pad] = beta;
-      });
-      barrier<Shape::kThreads>();  // the vectors are written
-
-      // A -= u w' + w u' and y = A x in one pass over the registers.
-      float u_column[kColumns], w_column[kColumns], x_column[kColumns], u_row[kRows], w_row[kRows], x_row[kRows];
-      float y[kRows], xy = 0;
-      load_columns<Shape>(u_column, v.u_column, tx);
-      load_columns<Shape>(w_column, v.w_column, tx);
-      load_columns<Shape>(x_column, v.x_column, tx);
-      load_rows<Shape>(u_row, v.u_row, ty);
-      load_rows<Shape>(w_row, v.w_row, ty);
-      load_rows<Shape>(x_row, v.x_row, ty);
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        y[r] = 0;
-        if (r < kFirstRow) continue;
-        float sum = 0;
-#pragma unroll
-        for (int c = kColumn; c < kColumns; ++c) {
-          float element = a[r][c];
-          element -= u_row[r] * w_column[c];
-          element -= w_row[r] * u_column[c];
-          a[r][c] = element;
-          sum += element * x_column[c];
-        }
-        y[r] = sum;
-        xy += x_row[r] * sum;
-      }
-      reduce(v, y, xy, k + 2, thread);
-      int const next_column = k + 2;
-      if (tx == next_column % kThreadColumns) {
-#pragma unroll
-        for (int r = kFirstRow; r < kRows; ++r) {
-          float const here = a[r][kColumn], right = a[r][kColumn + 1 < kColumns ? kColumn + 1 : kColumn];
-          v.z[now ^ 1][r * kThreadRows + ty] = next_column / kThreadColumns == kColumn ? here : right;
-        }
-      }
-      barrier<Shape::kThreads>();  // the product is written
+  for (int k = -1;; ++k) {
+    int const p = k + 1, left = size - p;  // rows of this step
+    bool const active = local >= p && left > 0;
+    float* const all_x = v.x[p & 1] + base;
+    float* const all_q = v.q + base;
+    if (active) all_x[local - p] = x;
+    if (local == k && left >= 0) {  // of this turn before, there were two more
+      all_x[left] = 0;
+      if (k > 0) all_x[left + 1] = 0;
     }
-    if constexpr (kColumn + 1 < kColumns) steps<kColumn + 1>(a, v, tri, rank_one, pad, thread);
-  }
+    if (!any_of_team<kThreads>(active)) return;  // a barrier: x is written
 
-  // The tridiagonal form of A, given A - (rank_one / n) 11' as the rows and columns first .. first + n - 1 of a tiled
-  // matrix, n = tri.size. Logical rows 0 .. pad - 1 of the tile are padding, whose steps are never taken. The rank-one
-  // part is kept out because it may be all there is (a dead filter): its rounding would hide the rest. It returns as
-  // `rank_one` added to the one element of the diagonal to which the first reflector takes the vector of ones.
-  static __device__ __forceinline__ void run(float const* matrix, int first, TridiagonalView<float> const& tri,
-                                             float rank_one, Vectors& v, int thread) {
-    int const pad = kSize - static_cast<int>(tri.size);
-    Tile a;
-    load(matrix, first - pad, first, a, thread);
-    start(a, v, pad, thread);
-    steps<0>(a, v, tri, rank_one, pad, thread);
+    float tail = 0, product = 0, head = 0;
+#pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad) {
+      if (quad * 4 >= left) break;
+      float4 const four = *reinterpret_cast<float4 const*>(all_x + quad * 4);
+      if (quad == 0) head = four.x;
+      tail += ((quad == 0 ? 0 : four.x * four.x) + four.y * four.y) + (four.z * four.z + four.w * four.w);
+      product += (row[quad * 4] * four.x + row[quad * 4 + 1] * four.y) +
+                 (row[quad * 4 + 2] * four.z + row[quad * 4 + 3] * four.w);
+    }
+    float const square = tail + head * head, inverse_norm = reciprocal_root(square);
+    bool const reduced = !(tail > kNegligibleSquare);
+    float const signed_inverse = head > 0 ? -inverse_norm : inverse_norm, minus_h = head * signed_inverse - 1;
+    float const scale = reduced ? 0 : signed_inverse, inverse_h = reduced ? 0 : -reciprocal(minus_h);
+    float const beta = reduced ? head : square * signed_inverse, first_u = reduced ? 0 : minus_h;
+    float const q = reduced ? 0 : product * scale - row[0];
+    if (active) all_q[local - p] = q;
+    barrier<kThreads>();  // q is written
+
+    float along = 0;
+#pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad) {
+      if (quad * 4 >= left) break;
+      float4 const of_x = *reinterpret_cast<float4 const*>(all_x + quad * 4);
+      float4 const of_q = *reinterpret_cast<float4 const*>(all_q + quad * 4);
+      float const first_x = quad == 0 ? first_u : of_x.x * scale;
+      along += (first_x * of_q.x + of_x.y * scale * of_q.y) + scale * (of_x.z * of_q.z + of_x.w * of_q.w);
+    }
+    along *= 0.5f * inverse_h * inverse_h;
+    float const own_u = local == p ? first_u : x * scale, own_w = q * inverse_h - along * own_u;
+    float const minus_own = own_w - along * own_u;  // B - u (q/h - along u)' - w u' = B - (u / h) q' - (w - along u) u'
+    float const own_q = own_u * inverse_h, own_x = minus_own * scale;
+    x = row[0] - own_q * all_q[0] - minus_own * first_u;
+#pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad) {
+      if (quad * 4 >= left) break;
+      float4 const of_x = *reinterpret_cast<float4 const*>(all_x + quad * 4);
+      float4 const of_q = *reinterpret_cast<float4 const*>(all_q + quad * 4);
+      // Columns move up by one: the one that is reduced comes first.
+      if (quad > 0) row[quad * 4 - 1] = row[quad * 4] - own_q * of_q.x - own_x * of_x.x;
+      row[quad * 4] = row[quad * 4 + 1] - own_q * of_q.y - own_x * of_x.y;
+      row[quad * 4 + 1] = row[quad * 4 + 2] - own_q * of_q.z - own_x * of_x.z;
+      row[quad * 4 + 2] = row[quad * 4 + 3] - own_q * of_q.w - own_x * of_x.w;
+    }
+    if (active && local == p) {
+      tri.diagonal[thread] = k < 0 ? x + block.rank_one : x;
+      if (k >= 0) tri.off_diagonal[thread - 1] = beta;
+      if (left == 1 && thread + 1 < tri.size) tri.off_diagonal[thread] = 0;
+    }
   }
-};
+}
 
 }  // namespace hrel::cuda

@@ -139,56 +139,86 @@ HREL_HD void resolvent_traces(PentadiagonalView<Real> const& bands, bool direct,
   }
 }
 
-// The same for a band of kBand diagonals on either side and one pole. Row i is eliminated from what the rows before it
+// The same for a band of kBand diagonals on either side and one pole. A row is eliminated from what the rows before it
 // have left of T + t I; the sums W of that which later rows still await, and those of N, which is t times the derivative
 // of W or, where the sum is direct, W less that, are carried along: with l the multipliers of the row,
 //   W <- W - l w',   N <- [-l I] N [-l I]',   term = N_ii / w_ii.
+// Rows may be eliminated from both ends: what the two have carried is then added up for the kBand rows between them.
 template <class Real>
-HREL_HD void resolvent_trace(BandView<Real> const& band, bool direct, Real shift, Real& trace, Real& lowest) {
-  Real const zero = band.diagonal[0] - band.diagonal[0];
-  // Element (a, b), b <= a < kBand, of what the rows from i on await, with the row i + a.
-  Real carried[kBand][kBand], changed[kBand][kBand];
-  HREL_UNROLL(8)
-  for (int a = 0; a < kBand; ++a) {
+struct BandSweep {
+  Real carried[kBand][kBand], changed[kBand][kBand];  // (a, b), b <= a: of the rows a and b after the last one
+  Real sum, lowest;
+
+  HREL_HD explicit BandSweep(Real zero) : sum(zero), lowest(zero + 1e30f) {
     HREL_UNROLL(8)
-    for (int b = 0; b <= a; ++b) carried[a][b] = changed[a][b] = zero;
-  }
-  Real sum = zero, total = zero;
-  HREL_NO_UNROLL
-  for (Index i = 0; i < band.size; ++i) {
-    Real const d = band.diagonal[i];
-    Real const* const row = band.beside + i * kBand;
-    Real const pivot = d + carried[0][0] + shift, inverse = reciprocal(pivot);
-    lowest = pivot < lowest ? pivot : lowest;
-    Real const n0 = (direct ? d : shift) + changed[0][0];
-    Real w[kBand + 1], n[kBand + 1], l[kBand + 1], m[kBand + 1];
-    HREL_UNROLL(8)
-    for (int a = 1; a <= kBand; ++a) {
-      w[a] = a < kBand ? row[a - 1] + carried[a % kBand][0] : row[a - 1];
-      n[a] = direct ? row[a - 1] : zero;
-      if (a < kBand) n[a] += changed[a % kBand][0];
-      l[a] = w[a] * inverse;
-      m[a] = n[a] - l[a] * n0;
-    }
-    HREL_UNROLL(8)
-    for (int a = 1; a <= kBand; ++a) {
+    for (int a = 0; a < kBand; ++a) {
       HREL_UNROLL(8)
-      for (int b = 1; b <= a; ++b) {
-        Real const old = a < kBand ? carried[a % kBand][b % kBand] : zero;
-        Real const old_changed = a < kBand ? changed[a % kBand][b % kBand] : zero;
-        carried[a - 1][b - 1] = old - l[a] * w[b];
-        changed[a - 1][b - 1] = old_changed - l[a] * m[b] - n[a] * l[b];
+      for (int b = 0; b <= a; ++b) carried[a][b] = changed[a][b] = zero;
+    }
+  }
+
+  HREL_HD void eliminate(BandView<Real> const& band, bool direct, Real shift) {
+    Real const zero = shift - shift;
+    Real part = zero;
+    int const rows = static_cast<int>(band.size);
+    HREL_NO_UNROLL
+    for (int i = 0; i < rows; ++i) {
+      Real const d = band.diagonal[i];
+      Real const* const row = band.beside + i * kBand;
+      Real const pivot = d + carried[0][0] + shift, inverse = reciprocal(pivot);
+      lowest = pivot < lowest ? pivot : lowest;
+      Real const n0 = (direct ? d : shift) + changed[0][0];
+      Real w[kBand + 1], n[kBand + 1], l[kBand + 1], m[kBand + 1];
+      HREL_UNROLL(8)
+      for (int a = 1; a <= kBand; ++a) {
+        w[a] = a < kBand ? row[a - 1] + carried[a % kBand][0] : row[a - 1];
+        n[a] = direct ? row[a - 1] : zero;
+        if (a < kBand) n[a] += changed[a % kBand][0];
+        l[a] = w[a] * inverse;
+        m[a] = n[a] - l[a] * n0;
+      }
+      HREL_UNROLL(8)
+      for (int a = 1; a <= kBand; ++a) {
+        HREL_UNROLL(8)
+        for (int b = 1; b <= a; ++b) {
+          Real const old = a < kBand ? carried[a % kBand][b % kBand] : zero;
+          Real const old_changed = a < kBand ? changed[a % kBand][b % kBand] : zero;
+          carried[a - 1][b - 1] = old - l[a] * w[b];
+          changed[a - 1][b - 1] = old_changed - l[a] * m[b] - n[a] * l[b];
+        }
+      }
+      part += n0 * inverse;
+      if (i % kRowsAtOnce == 0) {
+        sum += part;
+        part = zero;
       }
     }
-    sum += n0 * inverse;
-    if (i % kRowsAtOnce == 0) {
-      total += sum;
-      sum = zero;
-    }
+    sum += part;
   }
-  total += sum;
-  trace = direct ? total : zero + static_cast<float>(band.size) - total;
-}
+
+  // What another sweep carries that came from the other end; take(value) gives its value.
+  template <class Take>
+  HREL_HD void meet(Take const& take) {
+    HREL_UNROLL(8)
+    for (int a = 0; a < kBand; ++a) {
+      HREL_UNROLL(8)
+      for (int b = 0; b <= a; ++b) {
+        int const from_end_a = kBand - 1 - b, from_end_b = kBand - 1 - a;  // what the other one calls (a, b)
+        if (a > from_end_a) continue;
+        Real const of_other[2] = {take(carried[from_end_a][from_end_b]), take(changed[from_end_a][from_end_b])};
+        if (a < from_end_a) {
+          carried[from_end_a][from_end_b] += take(carried[a][b]);
+          changed[from_end_a][from_end_b] += take(changed[a][b]);
+        }
+        carried[a][b] += of_other[0];
+        changed[a][b] += of_other[1];
+      }
+    }
+    sum += take(sum);
+    Real const other_lowest = take(lowest);
+    lowest = other_lowest < lowest ? other_lowest : lowest;
+  }
+};
 
 // tr T, tr T^2, tr T^3.
 template <class Real>
