@@ -274,6 +274,7 @@ struct BandBlock {
   Traces traces[2];                                                      // of A and of A o B
   RankOneParts<Shape::kSize> ones;
   int pass, passes;
+  bool has_classes;  // in the first pass, classes that are reduced in registers
   float parts[kPowers * Shape::kWarps];  // of sums over the block
 };
 static_assert(sizeof(BandBlock<Kernel256>) <= kSharedBytesBesideMatrix);
@@ -310,7 +311,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
   bool const is_large = has_classes && class_block(args.labels, thread, n, first, size) && size > kLargestBlock;
   bool const has_large = any_of_team<kThreads>(is_large);
   // A; then, in a second pass, A o B of the classes that are too large for a warp, or for another label kernel.
-  if (thread == 0) s.pass = 0, s.passes = has_large || (has_labels && !has_classes) ? 2 : 1;
+  if (thread == 0) s.pass = 0, s.passes = has_large || (has_labels && !has_classes) ? 2 : 1, s.has_classes = has_classes;
   barrier<kThreads>();  // the passes are known
 
 #pragma unroll 1
@@ -339,7 +340,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
       }
     }
     thread = own_index();
-    if (s.pass == 0 && has_classes) {
+    if (s.has_classes) {
       find_classes(args.labels, n, s.classes.class_of, thread);
       barrier<kThreads>();  // the classes are known
       tridiagonalise_blocks<kThreads>(matrix, block_of_class(args.labels, known_from_here(n), s.classes.class_of, thread),
@@ -367,12 +368,12 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
       thread = own_index();
       if (thread < kPoles) add_pole(s.traces[s.pass], args.order.rational, thread, trace, lowest);
     }
-    if (s.pass == 0 && has_classes && thread >= kWarp) {
+    if (s.has_classes && thread >= kWarp) {
       add_traces({s.class_diagonal, s.class_off_diagonal, n}, args.order, s.traces[1], thread - kWarp);
     }
     barrier<kThreads>();  // the traces are written, and the band is free
     thread = own_index();
-    if (thread == 0) ++s.pass;
+    if (thread == 0) ++s.pass, s.has_classes = false;
     barrier<kThreads>();  // the pass is known
   } while (s.pass < s.passes);
   if (thread % kWarp != 0 || thread > kWarp || (thread > 0 && !has_labels)) return;

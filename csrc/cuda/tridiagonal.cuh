@@ -22,8 +22,19 @@ struct DiagonalBlock {
 // Vectors of all blocks, in shared memory. Each begins at a multiple of four elements, at or after first + 3 number.
 template <int kSize>
 struct alignas(16) BlockVectors {
-  float x[2][4 * kSize + 4], q[4 * kSize + 4];  // x takes turns
+  static constexpr int kElements = 4 * kSize + 4 + 32;  // of which the last block reads a whole chunk
+  float x[2][kElements], q[kElements];                  // x takes turns
 };
+
+inline constexpr int kChunk = 16;  // columns that are worked on side by side
+
+__device__ __forceinline__ void read_chunk(float const* place, float (&values)[kChunk]) {
+#pragma unroll
+  for (int j = 0; j < kChunk; j += 4) {
+    float4 const four = *reinterpret_cast<float4 const*>(place + j);
+    values[j] = four.x, values[j + 1] = four.y, values[j + 2] = four.z, values[j + 3] = four.w;
+  }
+}
 
 // By the team of kThreads threads, one a row; that of a thread without a row has size 0. A barrier comes before the matrix
 // is read, another one after it was, and none after the result is written.
@@ -31,9 +42,8 @@ template <int kThreads>
 __device__ __forceinline__ void tridiagonalise_blocks(float const* matrix, DiagonalBlock const& block,
                                                       TridiagonalView<float> const& tri, BlockVectors<kThreads>& v,
                                                       int thread) {
-  constexpr int kQuads = kLargestBlock / 4;
   int const local = thread - block.first, size = block.size, base = (block.first + 3 * block.number + 3) / 4 * 4;
-  for (int i = thread; i < 4 * kThreads + 4; i += kThreads) v.x[0][i] = v.x[1][i] = v.q[i] = 0;
+  for (int i = thread; i < BlockVectors<kThreads>::kElements; i += kThreads) v.x[0][i] = v.x[1][i] = v.q[i] = 0;
   barrier<kThreads>();  // the vectors are cleared, and the matrix is written
 
   float row[kLargestBlock], x = 1;  // the row of the block from column p on; at first, the ones are taken to e_0
@@ -57,17 +67,29 @@ __device__ __forceinline__ void tridiagonalise_blocks(float const* matrix, Diago
     }
     if (!any_of_team<kThreads>(active)) return;  // a barrier: x is written
 
-    float tail = 0, product = 0, head = 0;
+    // Calls visit(first, x) for the columns in chunks, from number `first` of those left on; x is 0 past them.
+    auto const for_each_chunk = [&](auto const& visit) {
 #pragma unroll
-    for (int quad = 0; quad < kQuads; ++quad) {
-      if (quad * 4 >= left) break;
-      float4 const four = *reinterpret_cast<float4 const*>(all_x + quad * 4);
-      if (quad == 0) head = four.x;
-      tail += ((quad == 0 ? 0 : four.x * four.x) + four.y * four.y) + (four.z * four.z + four.w * four.w);
-      product += (row[quad * 4] * four.x + row[quad * 4 + 1] * four.y) +
-                 (row[quad * 4 + 2] * four.z + row[quad * 4 + 3] * four.w);
-    }
-    float const square = tail + head * head, inverse_norm = reciprocal_root(square);
+      for (int chunk = 0; chunk < kLargestBlock; chunk += kChunk) {
+        if (chunk > 0 && chunk >= left) break;
+        float of_x[kChunk];
+        read_chunk(all_x + chunk, of_x);
+#pragma unroll
+        for (int j = 0; j < kChunk; ++j) of_x[j] = chunk + j / 4 * 4 < left ? of_x[j] : 0;  // cleared within four
+        visit(chunk, of_x);
+      }
+    };
+    float tail = 0, product = 0;
+    for_each_chunk([&](int chunk, float const(&of_x)[kChunk]) {
+#pragma unroll
+      for (int j = 0; j < kChunk; j += 4) {
+        float const first_square = chunk + j == 0 ? 0 : of_x[j] * of_x[j];
+        tail += (first_square + of_x[j + 1] * of_x[j + 1]) + (of_x[j + 2] * of_x[j + 2] + of_x[j + 3] * of_x[j + 3]);
+        product += (row[chunk + j] * of_x[j] + row[chunk + j + 1] * of_x[j + 1]) +
+                   (row[chunk + j + 2] * of_x[j + 2] + row[chunk + j + 3] * of_x[j + 3]);
+      }
+    });
+    float const head = all_x[0], square = tail + head * head, inverse_norm = reciprocal_root(square);
     bool const reduced = !(tail > kNegligibleSquare);
     float const signed_inverse = head > 0 ? -inverse_norm : inverse_norm, minus_h = head * signed_inverse - 1;
     float const scale = reduced ? 0 : signed_inverse, inverse_h = reduced ? 0 : -reciprocal(minus_h);
@@ -76,31 +98,30 @@ __device__ __forceinline__ void tridiagonalise_blocks(float const* matrix, Diago
     if (active) all_q[local - p] = q;
     barrier<kThreads>();  // q is written
 
-    float along = 0;
+    // u' q = scale x' q - q_p.
+    float first_q = all_q[0], along = 0;
+    for_each_chunk([&](int chunk, float const(&of_x)[kChunk]) {
+      float of_q[kChunk];
+      read_chunk(all_q + chunk, of_q);
 #pragma unroll
-    for (int quad = 0; quad < kQuads; ++quad) {
-      if (quad * 4 >= left) break;
-      float4 const of_x = *reinterpret_cast<float4 const*>(all_x + quad * 4);
-      float4 const of_q = *reinterpret_cast<float4 const*>(all_q + quad * 4);
-      float const first_x = quad == 0 ? first_u : of_x.x * scale;
-      along += (first_x * of_q.x + of_x.y * scale * of_q.y) + scale * (of_x.z * of_q.z + of_x.w * of_q.w);
-    }
-    along *= 0.5f * inverse_h * inverse_h;
+      for (int j = 0; j < kChunk; j += 4) {
+        along += (of_x[j] * of_q[j] + of_x[j + 1] * of_q[j + 1]) + (of_x[j + 2] * of_q[j + 2] + of_x[j + 3] * of_q[j + 3]);
+      }
+    });
+    along = (scale * along - (reduced ? 0 : first_q)) * (0.5f * inverse_h * inverse_h);
     float const own_u = local == p ? first_u : x * scale, own_w = q * inverse_h - along * own_u;
-    float const minus_own = own_w - along * own_u;  // B - u (q/h - along u)' - w u' = B - (u / h) q' - (w - along u) u'
-    float const own_q = own_u * inverse_h, own_x = minus_own * scale;
-    x = row[0] - own_q * all_q[0] - minus_own * first_u;
+    // B - u (q / h - along u)' - w u' = B - (u / h) q' - (w - along u) u'. Columns move up by one: the one that is
+    // reduced comes first.
+    float const own_q = own_u * inverse_h, own_along = own_w - along * own_u, own_x = own_along * scale;
+    x = row[0] - own_q * first_q - own_along * first_u;
+    for_each_chunk([&](int chunk, float const(&of_x)[kChunk]) {
+      float of_q[kChunk];
+      read_chunk(all_q + chunk, of_q);
 #pragma unroll
-    for (int quad = 0; quad < kQuads; ++quad) {
-      if (quad * 4 >= left) break;
-      float4 const of_x = *reinterpret_cast<float4 const*>(all_x + quad * 4);
-      float4 const of_q = *reinterpret_cast<float4 const*>(all_q + quad * 4);
-      // Columns move up by one: the one that is reduced comes first.
-      if (quad > 0) row[quad * 4 - 1] = row[quad * 4] - own_q * of_q.x - own_x * of_x.x;
-      row[quad * 4] = row[quad * 4 + 1] - own_q * of_q.y - own_x * of_x.y;
-      row[quad * 4 + 1] = row[quad * 4 + 2] - own_q * of_q.z - own_x * of_x.z;
-      row[quad * 4 + 2] = row[quad * 4 + 3] - own_q * of_q.w - own_x * of_x.w;
-    }
+      for (int j = chunk == 0 ? 1 : 0; j < kChunk; ++j) {
+        row[chunk + j - 1] = row[chunk + j] - own_q * of_q[j] - own_x * of_x[j];
+      }
+    });
     if (active && local == p) {
       tri.diagonal[thread] = k < 0 ? x + block.rank_one : x;
       if (k >= 0) tri.off_diagonal[thread - 1] = beta;
