@@ -246,7 +246,6 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
     }
     tridiagonalise_blocks<kThreads>(s.matrix, block, {s.diagonal[pass], s.off_diagonal[pass], n}, s.vectors, thread);
   }
-  barrier<kThreads>();  // the tridiagonal forms are written
   if (form == 0 || has_labels) add_traces({s.diagonal[form], s.off_diagonal[form], n}, args.order, s.traces[form], index);
   barrier<kThreads>();  // the traces are written
   if (index != 0 || (form == 1 && !has_labels)) return;
@@ -310,7 +309,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
   int first, size;
   bool const is_large = has_classes && class_block(args.labels, thread, n, first, size) && size > kLargestBlock;
   bool const has_large = any_of_team<kThreads>(is_large);
-  // A; then, in a second pass, A o B of the classes that are too large for a warp, or for another label kernel.
+  // A; then, in a second pass, A o B of the classes that are too large for registers, or for another label kernel.
   if (thread == 0) s.pass = 0, s.passes = has_large || (has_labels && !has_classes) ? 2 : 1, s.has_classes = has_classes;
   barrier<kThreads>();  // the passes are known
 

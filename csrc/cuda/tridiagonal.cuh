@@ -37,7 +37,7 @@ __device__ __forceinline__ void read_chunk(float const* place, float (&values)[k
 }
 
 // By the team of kThreads threads, one a row; that of a thread without a row has size 0. A barrier comes before the matrix
-// is read, another one after it was, and none after the result is written.
+// is read, and one after the result is written.
 template <int kThreads>
 __device__ __forceinline__ void tridiagonalise_blocks(float const* matrix, DiagonalBlock const& block,
                                                       TridiagonalView<float> const& tri, BlockVectors<kThreads>& v,

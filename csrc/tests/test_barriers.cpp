@@ -39,6 +39,12 @@ Layer<float> wide(Layer<float> layer) {
   return layer;
 }
 
+// A small class before one that is too large for the registers.
+Layer<float> lopsided(Layer<float> layer) {
+  layer.offsets[1] = 9;
+  return layer;
+}
+
 // So narrow that products are refused.
 Layer<float> narrow(Layer<float> layer) {
   for (float& sigma : layer.sigma) sigma /= 20;
@@ -88,6 +94,7 @@ std::vector<Problem> problems() {
       {"relevance, N = 40, products", relevance_of(wide(layer(40, 37, 4)), kOrder101)},
       {"relevance, N = 100", relevance_of(layer(100, 19, 4), kOrder101)},
       {"relevance, N = 100, large classes", relevance_of(layer(100, 5, 2), kOrder101)},
+      {"relevance, N = 100, one large class", relevance_of(lopsided(layer(100, 5, 2)), kOrder101)},
       {"relevance, N = 100, products", relevance_of(wide(layer(100, 53, 9)), kOrder101)},
       {"relevance, N = 100, products refused", relevance_of(narrow(layer(100, 53, 9)), kOrder101)},
       {"relevance, N = 100, label kernel", relevance_of(with_label_kernel(layer(100, 5, 4), 0.25F, 0.25F), kOrder101)},

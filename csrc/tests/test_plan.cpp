@@ -17,13 +17,20 @@ void the_smallest_kernel_that_holds_the_samples_is_taken() {
   CHECK(kernel_size(129) == 256);
 }
 
+void tiles_hold_the_lower_triangle_and_their_padding() {
+  CHECK(elements_of_tiles(1) == 256);
+  CHECK(elements_of_tiles(16) == 256);
+  CHECK(elements_of_tiles(17) == 3 * 256);
+  CHECK(elements_of_tiles(128) == 36 * 256);
+}
+
 void the_largest_size_fits_into_shared_memory() {
   CHECK(largest_size(kH100) == 256);
   Index const n = largest_size(kSmallCard);
   CHECK(n > 128 && n < 256);
-  CHECK(packed_elements(n) * 4 + kSharedBytesBesideMatrix <= kSmallCard.shared_bytes);
-  CHECK(packed_elements(n + 1) * 4 + kSharedBytesBesideMatrix > kSmallCard.shared_bytes);
-  CHECK(largest_size({1, 48 * 1024}) == 128);
+  CHECK(elements_of_tiles(n) * 4 + kSharedBytesBesideMatrix <= kSmallCard.shared_bytes);
+  CHECK(elements_of_tiles(n + 1) * 4 + kSharedBytesBesideMatrix > kSmallCard.shared_bytes);
+  CHECK(largest_size({1, 48 * 1024}) == 48);
   bool refused = false;
   try {
     check_size(257, kH100);
@@ -61,7 +68,7 @@ void launches_cover_all_rows_within_the_workspace() {
     for (Index rows : {1, 2, 63, 64, 513, 100000}) {
       for (Index positions : {1, 3136, 50176}) {
         SlotPlan const plan = plan_slots(n, rows, positions);
-        CHECK(plan.slot_bytes == num_splits(positions) * n * (n + 1) / 2 * 4);
+        CHECK(plan.slot_bytes == num_splits(positions) * elements_of_tiles(n) * 4);
         CHECK(plan.rows_per_launch >= 1 && plan.rows_per_launch <= rows);
         CHECK(plan.workspace_bytes() <= kMostWorkspaceBytes || plan.rows_per_launch == 1);
         Index const launches = (rows + plan.rows_per_launch - 1) / plan.rows_per_launch;
@@ -94,6 +101,7 @@ void widths_are_shared_out_until_the_chip_is_full() {
 int main() {
   using namespace hrel::cuda;
   the_smallest_kernel_that_holds_the_samples_is_taken();
+  tiles_hold_the_lower_triangle_and_their_padding();
   the_largest_size_fits_into_shared_memory();
   positions_are_split_by_their_number_alone();
   no_sum_grows_with_the_map();
