@@ -127,9 +127,8 @@ def test_compiled_kernels_run_and_nothing_else_does(num_samples, dtype):
     if dtype == torch.float64:  # the alignment of float64 is plain PyTorch
         expected, foreign = {"exact_entropies_kernel": 2}, ("syev",)
     else:
-        in_registers = num_samples <= 128  # above, the relevance takes its distances from the workspace too
-        entropies = "entropies_kernel" if in_registers else "packed_entropies_kernel"
-        distances = 1 if in_registers else 2
+        entropies = "register_entropies_kernel" if num_samples <= 32 else "band_entropies_kernel"
+        distances = 1 if num_samples <= 128 else 2  # above, the relevance takes its distances from the workspace too
         expected = {entropies: 2, "exact_entropies_kernel": 2, "distances_kernel": distances, "alignment_kernel": 1}
         foreign = ("syev", "gemm")
     assert ours == expected, launches

@@ -9,13 +9,20 @@ import cubins
 import pytest
 from cubins import ARCHITECTURES, ROOT, Instance, Usage
 
-SHAPES = ((8, 4, 4, 8, 4, 4), (8, 4, 8, 16, 2, 4), (16, 8, 8, 16, 1, 2), (16, 16, 16, 16, 1, 1))  # kernel_shape.cuh
-DISTANCES = {Instance("distances_kernel", shape) for shape in SHAPES}
+SHAPES = (  # kernel_shape.cuh
+    (8, 4, 4, 8, 4, 4, 1),
+    (8, 8, 8, 8, 1, 6, 1),
+    (16, 8, 8, 16, 1, 3, 1),
+    (16, 8, 8, 16, 1, 4, 0),
+    (16, 16, 16, 16, 1, 1, 0),
+)
+OF_SMALL_MAPS = SHAPES[3]
+DISTANCES = {Instance("distances_kernel", shape) for shape in SHAPES if shape != OF_SMALL_MAPS}
 EXPECTED = {
     "alignment": {Instance("alignment_kernel", (256,)), *DISTANCES},
     "entropies": {
-        *(Instance("entropies_kernel", shape) for shape in SHAPES[:3]),
-        Instance("packed_entropies_kernel", SHAPES[3]),
+        Instance("register_entropies_kernel", SHAPES[0]),
+        *(Instance("band_entropies_kernel", shape) for shape in SHAPES[1:]),
         *(Instance("exact_entropies_kernel", (scalar,)) for scalar in ("float", "double")),
         *DISTANCES,
     },
@@ -81,22 +88,27 @@ def test_shared_memory_allows_the_blocks_that_a_multiprocessor_should_hold(nvcc,
 using namespace hrel::cuda;
 
 template <class Kernel> void print() {
-  std::size_t const team = Kernel::kInRegisters ? sizeof(RegisterTeam<Kernel>) : 0;
-  std::printf("%d %d %zu\\n", Kernel::kSize, Kernel::kBlocks,
-              Kernel::kTeams * std::max(team, sizeof(DistanceStage<typename Kernel::Shape>)));
+  std::size_t bytes = Kernel::kTeams * sizeof(DistanceStage<Kernel>);
+  if constexpr (std::is_same_v<Kernel, Kernel32>) {
+    bytes = std::max(bytes, Kernel::kTeams * sizeof(RegisterTeam<Kernel>));
+  } else {
+    bytes = std::max(bytes, shared_bytes_of_band<Kernel>(Kernel::kSize, Kernel::kProducts));
+  }
+  std::printf("%d %d %zu\\n", Kernel::kSize, Kernel::kBlocks, bytes);
 }
 
 int main() {
-  print<Kernel32>(), print<Kernel64>(), print<Kernel128>(), print<Kernel256>();
+  print<Kernel32>(), print<Kernel64>(), print<Kernel128>(), print<Kernel128OfSmallMaps>(), print<Kernel256>();
 }
 """)
     command = [nvcc, *cubins.build_flags(), f"-I{ROOT / 'csrc'}", "-arch=sm_80", str(source), "-o", str(program)]
     subprocess.run(command, check=True, capture_output=True)
     lines = subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
     sizes = [tuple(map(int, line.split())) for line in lines]
-    assert [size for size, _, _ in sizes] == [32, 64, 128, 256]
+    assert [size for size, _, _ in sizes] == [32, 64, 128, 128, 256]
     for size, blocks, shared_bytes in sizes:
-        assert blocks * (shared_bytes + RESERVED_BYTES) <= min(SHARED_BYTES.values()), size
+        assert blocks * (shared_bytes + RESERVED_BYTES) <= SHARED_BYTES["90"], size
+        assert min(blocks, 2) * (shared_bytes + RESERVED_BYTES) <= SHARED_BYTES["80"] or size == 256, size
 
 
 def test_without_a_device_or_its_driver_there_are_no_kernels(nvcc, tmp_path):
@@ -126,8 +138,8 @@ int main() {
 
 def test_shapes_are_those_of_the_header():
     header = (ROOT / "csrc/cuda/kernel_shape.cuh").read_text()
-    found = re.findall(r"KernelShape<BlockShape<(\d+), (\d+), (\d+), (\d+)>, (\d+), (\d+)>;", header)
-    assert tuple(tuple(map(int, numbers)) for numbers in found) == SHAPES
+    found = re.findall(r"KernelShape<BlockShape<(\d+), (\d+), (\d+), (\d+)>, (\d+), (\d+), (true|false)>;", header)
+    assert tuple((*map(int, shape[:6]), int(shape[6] == "true")) for shape in found) == SHAPES
 
 
 def test_flags_are_those_of_the_build():

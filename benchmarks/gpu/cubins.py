@@ -50,7 +50,7 @@ class Instance:
 
     @property
     def shape(self) -> "Shape | None":
-        return Shape(*self.arguments) if len(self.arguments) == 6 else None
+        return Shape(*self.arguments) if len(self.arguments) == 7 else None
 
     @property
     def threads(self) -> int:
@@ -72,6 +72,7 @@ class Shape:
     columns: int
     teams: int
     blocks: int
+    products: int
 
     @property
     def size(self) -> int:
@@ -94,7 +95,7 @@ def parse_name(mangled: str) -> Instance:
         raise ValueError(f"a kernel must be in the namespace hrel::cuda, got {mangled}")
     end = start.end() + int(start[1])
     kernel, rest = mangled[start.end() : end], mangled[end:]
-    numbers = tuple(int(n) for n in re.findall(r"Li(\d+)E", rest))
+    numbers = tuple(int(n) for n in re.findall(r"L[ib](\d+)E", rest))
     return Instance(kernel, numbers or ({"d": "double", "f": "float"}[rest[1]],))
 
 
