@@ -55,7 +55,7 @@ inline constexpr Index kLeastPositions = 32;
 
 // Positions of a map shared out among several teams, whose partial distances are then added in order: few enough parts
 // that writing and reading them is worth it, and 32 teams a filter fill any chip.
-inline constexpr Index kPositionsPerSplit = 1024, kMostSplits = 32;
+inline constexpr Index kPositionsPerSplit = 512, kMostSplits = 32;
 
 constexpr Index num_splits(Index num_positions) {
   return std::min<Index>(num_positions / kPositionsPerSplit + 1, kMostSplits);

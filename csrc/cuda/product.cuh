@@ -13,19 +13,20 @@ namespace hrel::cuda {
 inline constexpr float kLargestSquare = 16;   // |x_i|^2 / sigma^2: no distance errs by more than 1.6e-5 sigma^2
 
 // The lower triangle in tiles of 16 x 16: warp w holds the rows w and kTiles - 1 - w of them, which have kTiles + 1 tiles
-// together. Tile c of the first one has number c, tile c of the second one number kTiles - c.
+// together. The first w + 1 are those of the row w, the others those of the longer row from its end.
 template <class Shape>
 struct ProductTiles {
-  static constexpr int kTiles = Shape::kSize / kTileSize, kTilesPerWarp = kTiles + 1, kRows = 2;
-  static_assert(kTiles == kRows * Shape::kWarps);
+  static constexpr int kTiles = Shape::kSize / kTileSize, kTilesPerWarp = kTiles + 1;
+  static_assert(kTiles == 2 * Shape::kWarps);
 
-  static __device__ __forceinline__ int row(int slot, int warp) { return slot == 0 ? warp : kTiles - 1 - warp; }
-  static constexpr HREL_HD int number(int slot, int column) { return slot == 0 ? column : kTiles - column; }
-  // Whether the row has a tile in this column: for all warps, for none, or as it turns out.
-  static __device__ __forceinline__ bool has(int slot, int column, int warp) {
-    if (slot == 0 && column >= Shape::kWarps) return false;
-    if (slot == 0 ? column == 0 : column <= Shape::kWarps) return true;
-    return column <= row(slot, warp);
+  // Known for all warps but for the tiles 1 .. kWarps - 1.
+  static __device__ __forceinline__ bool of_shorter_row(int tile, int warp) {
+    return tile == 0 || (tile < Shape::kWarps && tile <= warp);
+  }
+  static __device__ __forceinline__ int row_of(bool shorter, int warp) { return shorter ? warp : kTiles - 1 - warp; }
+  static __device__ __forceinline__ int row(int tile, int warp) { return row_of(of_shorter_row(tile, warp), warp); }
+  static __device__ __forceinline__ int column(int tile, int warp) {
+    return of_shorter_row(tile, warp) ? tile : kTiles - tile;
   }
 };
 
@@ -51,7 +52,7 @@ __device__ __forceinline__ bool squared_distances_by_products(Maps const& maps, 
                                                               Store const& store) {
   using Tiles = ProductTiles<Shape>;
   using Parts = typename ProductStage<Shape>::Parts;
-  constexpr int kPositions = ProductStage<Shape>::kPositions, kRows = Tiles::kRows;
+  constexpr int kPositions = ProductStage<Shape>::kPositions;
   constexpr int kReaders = kPositions / 4, kRowsAtOnce = Shape::kThreads / kReaders;  // threads of a row, rows of all
   constexpr int kRowsPerThread = Shape::kSize / kRowsAtOnce;
   int const n = static_cast<int>(maps.num_samples), warp = thread / kWarp, lane = thread % kWarp;
@@ -106,103 +107,86 @@ __device__ __forceinline__ bool squared_distances_by_products(Maps const& maps, 
     barrier<Shape::kThreads>();  // the stage is filled, and the other one free
     fetch(first + kPositions);
 
-    std::uint32_t a_high[kRows][4], a_low[kRows][4];
+    std::uint32_t a_high[2][4], a_low[2][4];  // of the longer and of the shorter row
 #pragma unroll
-    for (int slot = 0; slot < kRows; ++slot) {
-      int const row = Tiles::row(slot, warp) * kTileSize + group;
+    for (int shorter = 0; shorter < 2; ++shorter) {
+      int const row = Tiles::row_of(shorter == 1, warp) * kTileSize + group;
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
-        a_high[slot][q] = parts.high[row + q % 2 * 8][member + q / 2 * 4];
-        a_low[slot][q] = parts.low[row + q % 2 * 8][member + q / 2 * 4];
+        a_high[shorter][q] = parts.high[row + q % 2 * 8][member + q / 2 * 4];
+        a_low[shorter][q] = parts.low[row + q % 2 * 8][member + q / 2 * 4];
       }
     }
+    // Without a branch, so that the tiles hide each other's latency.
 #pragma unroll
-    for (int column = 0; column < Tiles::kTiles; ++column) {
-      if (!Tiles::has(1, column, warp)) continue;  // the longer row
-      std::uint32_t b_high[2][2], b_low[2][2];
+    for (int tile = 0; tile < Tiles::kTilesPerWarp; ++tile) {
+      bool const shorter = Tiles::of_shorter_row(tile, warp);
+      std::uint32_t high[4], low[4];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        int const row = column * kTileSize + half * 8 + group;
-#pragma unroll
-        for (int q = 0; q < 2; ++q) {
-          b_high[half][q] = parts.high[row][member + q * 4];
-          b_low[half][q] = parts.low[row][member + q * 4];
-        }
+      for (int q = 0; q < 4; ++q) {
+        high[q] = shorter ? a_high[1][q] : a_high[0][q];
+        low[q] = shorter ? a_low[1][q] : a_low[0][q];
       }
 #pragma unroll
-      for (int slot = 0; slot < kRows; ++slot) {
-        if (!Tiles::has(slot, column, warp)) continue;
-        float part[2][4];  // from 0 for each stage: the tensor core rounds its running sum towards 0
+      for (int half = 0; half < 2; ++half) {
+        int const row = Tiles::column(tile, warp) * kTileSize + half * 8 + group;
+        std::uint32_t const b_high[2] = {parts.high[row][member], parts.high[row][member + 4]};
+        std::uint32_t const b_low[2] = {parts.low[row][member], parts.low[row][member + 4]};
+        float part[4];  // from 0 for each stage: the tensor core rounds its running sum towards 0
+        product_tf32(part, low, b_high);
+        multiply_tf32(part, high, b_low);
+        multiply_tf32(part, high, b_high);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) product_tf32(part[half], a_low[slot], b_high[half]);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) multiply_tf32(part[half], a_high[slot], b_low[half]);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) multiply_tf32(part[half], a_high[slot], b_high[half]);
-#pragma unroll
-        for (int q = 0; q < 4; ++q) {
-          sums[Tiles::number(slot, column)][0][q] += part[0][q];
-          sums[Tiles::number(slot, column)][1][q] += part[1][q];
-        }
+        for (int q = 0; q < 4; ++q) sums[tile][half][q] += part[q];
       }
     }
   }
 
-  // Calls visit(slot, column, sums) for the thread's tiles; the element (i, j) of the 2 x 4 of a fragment is that of row
-  // group + j / 2 * 8, column pair + j % 2 + i * 8 of the tile.
-  auto const for_each_tile_of_warp = [&](auto const& visit) {
-#pragma unroll
-    for (int column = 0; column < Tiles::kTiles; ++column) {
-#pragma unroll
-      for (int slot = 0; slot < kRows; ++slot) {
-        if (Tiles::has(slot, column, warp)) visit(slot, column, sums[Tiles::number(slot, column)]);
-      }
-    }
-  };
+  // Element (i, j) of the 2 x 4 of a tile is that of row group + j / 2 * 8, column pair + j % 2 + i * 8.
   bool refused = false;
-  for_each_tile_of_warp([&](int slot, int column, float(&tile)[2][4]) {
-    if (column != Tiles::row(slot, warp) || group / 2 != pair / 2) return;
+#pragma unroll
+  for (int t = 0; t < Tiles::kTilesPerWarp; ++t) {
+    if (Tiles::column(t, warp) != Tiles::row(t, warp) || group / 2 != pair / 2) continue;
     // This lane has two elements of the diagonal.
-    float const upper = group % 2 == 0 ? tile[0][0] : tile[0][1], lower = group % 2 == 0 ? tile[1][2] : tile[1][3];
-    stage.squares[column * kTileSize + group] = upper;
-    stage.squares[column * kTileSize + group + 8] = lower;
+    float const upper = group % 2 == 0 ? sums[t][0][0] : sums[t][0][1];
+    float const lower = group % 2 == 0 ? sums[t][1][2] : sums[t][1][3];
+    float* const squares = &stage.squares[Tiles::column(t, warp) * kTileSize + group];
+    squares[0] = upper;
+    squares[8] = lower;
     refused = !(upper <= largest_square) || !(lower <= largest_square) || refused;  // NaN is
-  });
+  }
   if (any_of_team<Shape::kThreads>(refused)) return false;  // which is a barrier: the squares are written
   // An error of the distance counts for exp(-t) of it, t = d2 / sigma^2, so that near pairs far from the first sample
   // count most; e^t >= 1 + t + t^2 / 2.
   float const variance = largest_square / kLargestSquare;  // sigma^2, or the share of it that this part may take
   float const inverse_variance = 1 / variance;
-  float square_of_row[kRows][2];
 #pragma unroll
-  for (int slot = 0; slot < kRows; ++slot) {
-    square_of_row[slot][0] = stage.squares[Tiles::row(slot, warp) * kTileSize + group];
-    square_of_row[slot][1] = stage.squares[Tiles::row(slot, warp) * kTileSize + group + 8];
-  }
-  for_each_tile_of_warp([&](int slot, int column, float(&tile)[2][4]) {
-    bool const on_diagonal = column == Tiles::row(slot, warp);
+  for (int t = 0; t < Tiles::kTilesPerWarp; ++t) {
+    int const row = Tiles::row(t, warp), column = Tiles::column(t, warp);
+    float const of_row[2] = {stage.squares[row * kTileSize + group], stage.squares[row * kTileSize + group + 8]};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float2 const of_columns = *reinterpret_cast<float2 const*>(&stage.squares[column * kTileSize + i * 8 + pair]);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        bool const same = on_diagonal && i == j / 2 && group == pair + j % 2;
-        float const squares = square_of_row[slot][j / 2] + (j % 2 == 0 ? of_columns.x : of_columns.y);
-        float const distance = fmaxf(squares - 2 * tile[i][j], 0), t = distance * inverse_variance;
-        tile[i][j] = same ? 0 : distance;
-        refused = refused || (!same && squares > 2 * variance * (1 + t * (1 + t * 0.5f)));
+        bool const same = row == column && i == j / 2 && group == pair + j % 2;
+        float const squares = of_row[j / 2] + (j % 2 == 0 ? of_columns.x : of_columns.y);
+        float const distance = fmaxf(squares - 2 * sums[t][i][j], 0), ratio = distance * inverse_variance;
+        sums[t][i][j] = same ? 0 : distance;
+        refused = refused || (!same && squares > 2 * variance * (1 + ratio * (1 + ratio * 0.5f)));
       }
     }
-  });
+  }
   if (any_of_team<Shape::kThreads>(refused)) return false;  // a barrier: `store` may write over the stage
-  for_each_tile_of_warp([&](int slot, int column, float(&tile)[2][4]) {
-    int const offset = tile_offset(Tiles::row(slot, warp), column) + group * kHalfColumns + pair;
+#pragma unroll
+  for (int t = 0; t < Tiles::kTilesPerWarp; ++t) {
+    int const offset = tile_offset(Tiles::row(t, warp), Tiles::column(t, warp)) + group * kHalfColumns + pair;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      store(offset + i * kHalfElements, float2{tile[i][0], tile[i][1]});
-      store(offset + i * kHalfElements + kHalfElements / 2, float2{tile[i][2], tile[i][3]});
+      store(offset + i * kHalfElements, float2{sums[t][i][0], sums[t][i][1]});
+      store(offset + i * kHalfElements + kHalfElements / 2, float2{sums[t][i][2], sums[t][i][3]});
     }
-  });
+  }
   return true;
 }
 

@@ -43,13 +43,13 @@ void the_largest_size_fits_into_shared_memory() {
 
 void positions_are_split_by_their_number_alone() {
   CHECK(num_splits(1) == 1);
-  CHECK(num_splits(1023) == 1);
-  CHECK(num_splits(1024) == 2);
-  CHECK(num_splits(12544) == 13);
+  CHECK(num_splits(511) == 1);
+  CHECK(num_splits(512) == 2);
+  CHECK(num_splits(12544) == 25);
   CHECK(num_splits(50176) == 32);
-  for (Index filters : {1, 7, 64, 5000}) CHECK(plan_slots(128, filters, 12544).splits == 13);
-  CHECK(!needs_slots(128, 1023));
-  CHECK(needs_slots(128, 1024));
+  for (Index filters : {1, 7, 64, 5000}) CHECK(plan_slots(128, filters, 12544).splits == 25);
+  CHECK(!needs_slots(128, 511));
+  CHECK(needs_slots(128, 512));
   CHECK(needs_slots(129, 1));
 }
 
