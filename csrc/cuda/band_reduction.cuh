@@ -84,20 +84,24 @@ struct BandReduction {
   // be all there is (a dead filter): their rounding would hide the rest. They return as rank_one[k] added to element
   // (k, k), to which the first step takes 1_k; band_element does it. A barrier comes before the matrix is read, and one after
   // the band is written.
-  static __device__ __forceinline__ void run(float* matrix, int n, Parts const& ones, Panel& p, int thread) {
-    int const tiles = num_tiles(n), warp = thread / kWarp, lane = thread % kWarp;
+  //
+  // Warps change places with every step, so that those which wait for reflectors, and those which find them, are not
+  // the same ones in all blocks of a multiprocessor, each of whose warps has the same of its four schedulers.
+  static __device__ __forceinline__ void run(float* matrix, int n, Parts const& ones, Panel& p, int place, int lane) {
+    int const tiles = num_tiles(n);
     int turn = 0;
     // Reflectors of the columns from `next` on, which change the rows and columns from `first` on; at first, of the ones.
 #pragma unroll 1
     for (int next = -kBand, first = 0; first < n; next += kBand, first += kBand, turn ^= 1) {
-      if (warp == 0) {
+      if (place == 0) {
         factor_panel(matrix, n, ones, next, p.v[turn], p.x, lane);
       } else if (next >= 0) {
-        update_rest(matrix, tiles, next, p.v[turn ^ 1], p.w, warp - 1, lane);
+        update_rest(matrix, tiles, next, p.v[turn ^ 1], p.w, place - 1, lane);
       }
       barrier<kThreads>();  // V and X are written, and so is A
-      multiply(matrix, tiles, first, p, p.v[turn], warp, lane);
-      update_panel(matrix, tiles, first, p.v[turn], p.w, warp, lane);
+      multiply(matrix, tiles, first, p, p.v[turn], place, lane);
+      update_panel(matrix, tiles, first, p.v[turn], p.w, place, lane);
+      place = (place + 1) % kWarps;
       barrier<kThreads>();  // the next panel is written; in the end, the band
     }
   }

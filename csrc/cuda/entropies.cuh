@@ -301,6 +301,11 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
   bool const has_labels = args.joint_entropy != nullptr, has_classes = has_labels && args.labels.gram == nullptr;
   // Asked for again by each part, so that nothing of it waits in registers.
   auto const own_index = [] { return known_from_here(static_cast<int>(threadIdx.x)); };
+  // The place of the warp in work that not all have a part in: not the same one in blocks that share a multiprocessor.
+  auto const own_place = [&] {
+    unsigned const spread = static_cast<unsigned>(blockIdx.x) * 0x9e3779b9u >> 16;
+    return known_from_here(static_cast<int>((threadIdx.x / kWarp + spread) % Shape::kWarps));
+  };
   auto const own_filter = [&] { return args.first_filter + known_from_here(static_cast<int>(blockIdx.x)); };
 
   int thread = own_index();
@@ -348,7 +353,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
     thread = own_index();
     barrier<kThreads>();  // the matrix and its parts of rank one are written
     using Reduction = BandReduction<typename Block::Panel>;
-    Reduction::run(matrix, n, s.ones, s.panel, thread);
+    Reduction::run(matrix, n, s.ones, s.panel, own_place(), thread % kWarp);
     thread = own_index();
     TwoEndedBand const band = two_ended_band(s.band, known_from_here(n));
     read_band<Reduction>(matrix, s.ones, band, thread);
@@ -361,14 +366,14 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
       float const sum = team_sum<kThreads>(sums[k], s.parts + k * Shape::kWarps, thread);
       if (thread == 0) s.traces[s.pass].power[k] += sum;
     }
-    if (thread < kWarp && args.order.spectrum == Spectrum::kRational) {
+    if (own_place() == 0 && args.order.spectrum == Spectrum::kRational) {
       float trace, lowest;
-      resolvent_trace(band, args.order.rational, trace, lowest, thread);
-      thread = own_index();
-      if (thread < kPoles) add_pole(s.traces[s.pass], args.order.rational, thread, trace, lowest);
+      resolvent_trace(band, args.order.rational, trace, lowest, own_index() % kWarp);
+      int const lane = own_index() % kWarp;
+      if (lane < kPoles) add_pole(s.traces[s.pass], args.order.rational, lane, trace, lowest);
     }
-    if (s.has_classes && thread >= kWarp) {
-      add_traces({s.class_diagonal, s.class_off_diagonal, n}, args.order, s.traces[1], thread - kWarp);
+    if (own_place() == 1 && s.has_classes) {
+      add_traces({s.class_diagonal, s.class_off_diagonal, n}, args.order, s.traces[1], own_index() % kWarp);
     }
     barrier<kThreads>();  // the traces are written, and the band is free
     thread = own_index();
