@@ -81,8 +81,8 @@ struct BandReduction {
   using Parts = RankOneParts<Panel::kSize>;
 
   // The band of A takes the place of A less its parts of rank one, in tiles of n rows. They are kept out because they may
-  // be all there is (a dead filter): their rounding would hide the rest. They return as rank_one[k] added to element
-  // (k, k), to which the first step takes 1_k; band_element does it. A barrier comes before the matrix is read, and one after
+  // be all there is (a dead filter): their rounding would hide the rest. They belong to the elements (k, k), to which the
+  // first step takes 1_k: rank_one[k] is still to be added there. A barrier comes before the matrix is read, and one after
   // the band is written.
   //
   // Warps change places with every step, so that those which wait for reflectors, and those which find them, are not
@@ -107,11 +107,10 @@ struct BandReduction {
   }
 
   // Element (row, column) of the band that run has left, column <= row; 0 past the last row, or before the first column.
-  static __device__ __forceinline__ float band_element(float const* matrix, int n, Parts const& ones, int row,
-                                                       int column) {
-    if (row >= n || column < 0) return 0;
-    float const part = row == column && row < ones.count ? ones.rank_one[row] : 0;
-    return matrix[tiled_offset(row, column)] + part;
+  static __device__ __forceinline__ float band_element(float const* matrix, int n, int row, int column) {
+    bool const inside = row < n && column >= 0;
+    float const element = matrix[inside ? tiled_offset(row, column) : 0];
+    return inside ? element : 0;
   }
 
  private:
@@ -122,7 +121,7 @@ struct BandReduction {
   static __device__ __forceinline__ void factor_panel(float* matrix, int n, Parts const& ones, int next, Rows& v,
                                                       float (&x)[kBand][Panel::kSize + 4], int lane) {
     int const first = next + kBand;
-    float panel[kRowsPerLane][kBand], turned[kRowsPerLane][kBand] = {}, beta = 0;
+    float panel[kRowsPerLane][kBand], turned[kRowsPerLane][kBand], beta = 0;
     if (next < 0) {
 #pragma unroll
       for (int q = 0; q < kRowsPerLane; ++q) {
@@ -139,7 +138,7 @@ struct BandReduction {
         for (int c = 0; c < kBand; ++c) panel[q][c] = row < n ? panel[q][c] : 0;
       }
     }
-    factor(panel, turned, beta, next < 0 ? ones.count : kBand, lane);
+    factor(panel, turned, beta, lane);
 
     float triangle[kBand];  // what is below it is not read
 #pragma unroll
@@ -147,9 +146,8 @@ struct BandReduction {
       triangle[c] = lane == c ? beta : panel[0][c];
       panel[0][c] = lane < c ? 0 : panel[0][c];
     }
-    if (next >= 0 && lane < kBand) {
-      if (first + lane < n) write_row(triangle, matrix + tiled_offset(first + lane, next));
-      // The rows of the columns themselves, which may share the first tile.
+    if (next >= 0 && lane < kBand && first + lane < n) write_row(triangle, matrix + tiled_offset(first + lane, next));
+    if (first % kTileSize != 0 && lane < kBand) {  // the rows of the columns themselves share the first tile
       float const none[kBand] = {};
       write_row(none, v[next + lane]);
 #pragma unroll
@@ -184,10 +182,9 @@ struct BandReduction {
   // Row i + kWarp q of the panel in panel[q] of lane i, 0 past the last one. The reflectors take the place of the panel
   // on and below its diagonal, of which lane i gets element i of the triangle in `beta`; x becomes V T.
   static __device__ __forceinline__ void factor(float (&panel)[kRowsPerLane][kBand], float (&x)[kRowsPerLane][kBand],
-                                                float& beta, int columns, int lane) {
+                                                float& beta, int lane) {
 #pragma unroll
     for (int j = 0; j < kBand; ++j) {
-      if (j >= columns) break;
       // Sums over the rows below j of products of column j: with the reflectors found so far, itself, the columns left.
       float const below = lane > j ? panel[0][j] : 0;
       float sums[kBand], top[kBand];  // and row j

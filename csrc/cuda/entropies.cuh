@@ -113,25 +113,28 @@ __device__ __forceinline__ bool class_block(LabelView<Scalar> const& labels, int
   return true;
 }
 
-// class_of[row] for all rows, thread c for the class c.
-__device__ __forceinline__ void find_classes(LabelView<float> const& labels, int n, int* class_of, int thread) {
+// The class of a row: its number, its first row and its size.
+struct ClassOfRow {
+  std::uint16_t number, first, size;
+};
+
+// That of all rows, thread c for the class c, whose size it returns; 0 past the last class.
+__device__ __forceinline__ int find_classes(LabelView<float> const& labels, int n, ClassOfRow* classes, int thread) {
   int first, size;
-  if (thread >= n || !class_block(labels, thread, n, first, size)) return;
+  if (thread >= n || !class_block(labels, thread, n, first, size)) return 0;
+  ClassOfRow const own{static_cast<std::uint16_t>(thread), static_cast<std::uint16_t>(first),
+                       static_cast<std::uint16_t>(size)};
 #pragma unroll 1
-  for (int row = first; row < first + size; ++row) class_of[row] = thread;
+  for (int row = first; row < first + size; ++row) classes[row] = own;
+  return size;
 }
 
 // The class of the thread's row as a block; none of more than kLargestBlock rows, or of a thread without a row.
-__device__ __forceinline__ DiagonalBlock block_of_class(LabelView<float> const& labels, int n, int const* class_of,
-                                                        int thread) {
-  DiagonalBlock block{0, thread, 0, 0};
-  if (thread >= n) return block;
-  block.number = class_of[thread];
-  int size = 0;
-  class_block(labels, block.number, n, block.first, size);
-  block.size = size <= kLargestBlock ? size : 0;
-  block.rank_one = static_cast<float>(size) / static_cast<float>(n);
-  return block;
+__device__ __forceinline__ DiagonalBlock block_of_class(ClassOfRow const* classes, int n, int thread) {
+  if (thread >= n) return {0, thread, 0, 0};
+  ClassOfRow const own = classes[thread];
+  return {own.number, own.first, own.size <= kLargestBlock ? own.size : 0,
+          static_cast<float>(own.size) / static_cast<float>(n)};
 }
 
 // The classes of more than kLargestBlock rows, at most kBand of them, by one thread.
@@ -183,17 +186,17 @@ template <class Reduction, class Parts>
 __device__ __forceinline__ void read_band(float const* matrix, Parts const& ones, TwoEndedBand const& band, int row) {
   int const n = static_cast<int>(band.whole.size), middle = row - band.above;
   if (row >= n) return;
-  float const d = Reduction::band_element(matrix, n, ones, row, row);
+  float const d = Reduction::band_element(matrix, n, row, row) + (row < ones.count ? ones.rank_one[row] : 0);
   band.whole.diagonal[row] = d;
   if (row >= n - band.reversed.size) band.reversed.diagonal[n - 1 - row] = d;
   bool const is_between = middle >= 0 && middle < band.between.size;
   if (is_between) band.between.diagonal[middle] = d;
 #pragma unroll
   for (int k = 0; k < kBand; ++k) {
-    float const beside = Reduction::band_element(matrix, n, ones, row + 1 + k, row);
+    float const beside = Reduction::band_element(matrix, n, row + 1 + k, row);
     band.whole.beside[row * kBand + k] = beside;
     if (row >= n - band.reversed.size) {
-      band.reversed.beside[(n - 1 - row) * kBand + k] = Reduction::band_element(matrix, n, ones, row, row - 1 - k);
+      band.reversed.beside[(n - 1 - row) * kBand + k] = Reduction::band_element(matrix, n, row, row - 1 - k);
     }
     if (is_between) band.between.beside[middle * kBand + k] = middle + 1 + k < band.between.size ? beside : 0;
   }
@@ -207,7 +210,7 @@ struct RegisterTeam {
     float matrix[tiled_elements(kSize)];
   };
   BlockVectors<kSize> vectors;
-  int class_of[kSize];
+  ClassOfRow classes[kSize];
   float diagonal[2][kSize], off_diagonal[2][kSize];  // of A and of A o B
   Traces traces[2];
   float parts[2];  // of sums over the team
@@ -228,7 +231,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
   bool const has_labels = args.joint_entropy != nullptr, has_classes = has_labels && args.labels.gram == nullptr;
   int const form = thread / (kWarp / 2), index = thread % (kWarp / 2);  // the entropy that this half of the warp finds
   clear(s.traces[form], index);
-  if (has_classes) find_classes(args.labels, n, s.class_of, thread);
+  if (has_classes) find_classes(args.labels, n, s.classes, thread);
 
   DiagonalBlock block{0, 0, thread < n ? n : 0, 1};
   if (args.gram.data != nullptr) {
@@ -240,7 +243,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
 #pragma unroll 1
   for (int pass = 0; pass < (has_labels ? 2 : 1); ++pass) {
     if (pass == 1 && has_classes) {
-      block = block_of_class(args.labels, n, s.class_of, thread);
+      block = block_of_class(s.classes, n, thread);
     } else if (pass == 1) {
       block.rank_one = weigh_by_labels<Tiled, kThreads>(args.labels.gram, s.matrix, s.matrix, n, s.parts, thread);
     }
@@ -263,12 +266,10 @@ struct BandBlock {
   using Panel = cuda::Panel<Shape::kSize, Shape::kWarps>;
   union {
     Panel panel;
-    struct {
-      BlockVectors<Shape::kThreads> vectors;
-      int class_of[Shape::kSize];
-    } classes;
+    BlockVectors<Shape::kThreads> vectors;
     BandStorage<Shape::kSize> band;  // of A, then of A o B
   };
+  ClassOfRow classes[Shape::kSize];
   float class_diagonal[Shape::kSize], class_off_diagonal[Shape::kSize];  // of the classes that are reduced in registers
   Traces traces[2];                                                      // of A and of A o B
   RankOneParts<Shape::kSize> ones;
@@ -311,8 +312,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
   int thread = own_index();
   if (thread < kWarp) clear(s.traces[thread / (kWarp / 2)], thread % (kWarp / 2));
   for (int i = thread; i < n; i += kThreads) s.class_diagonal[i] = s.class_off_diagonal[i] = 0;
-  int first, size;
-  bool const is_large = has_classes && class_block(args.labels, thread, n, first, size) && size > kLargestBlock;
+  bool const is_large = has_classes && find_classes(args.labels, n, s.classes, thread) > kLargestBlock;
   bool const has_large = any_of_team<kThreads>(is_large);
   // A; then, in a second pass, A o B of the classes that are too large for registers, or for another label kernel.
   if (thread == 0) s.pass = 0, s.passes = has_large || (has_labels && !has_classes) ? 2 : 1, s.has_classes = has_classes;
@@ -345,10 +345,8 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
     }
     thread = own_index();
     if (s.has_classes) {
-      find_classes(args.labels, n, s.classes.class_of, thread);
-      barrier<kThreads>();  // the classes are known
-      tridiagonalise_blocks<kThreads>(matrix, block_of_class(args.labels, known_from_here(n), s.classes.class_of, thread),
-                                      {s.class_diagonal, s.class_off_diagonal, n}, s.classes.vectors, thread);
+      tridiagonalise_blocks<kThreads>(matrix, block_of_class(s.classes, known_from_here(n), thread),
+                                      {s.class_diagonal, s.class_off_diagonal, n}, s.vectors, thread);
     }
     thread = own_index();
     barrier<kThreads>();  // the matrix and its parts of rank one are written

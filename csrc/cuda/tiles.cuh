@@ -9,27 +9,33 @@ namespace hrel::cuda {
 inline constexpr int kTileSize = 16, kTileElements = kTileSize * kTileSize;
 inline constexpr int kHalfColumns = 8, kHalfElements = kTileSize * kHalfColumns;
 
-HREL_HD constexpr int num_tiles(int n) { return (n + kTileSize - 1) / kTileSize; }
+// Numbers of rows and columns are unsigned below, where they are divided: that of a signed number takes more.
+HREL_HD constexpr int num_tiles(int n) { return static_cast<int>((static_cast<unsigned>(n) + kTileSize - 1) / kTileSize); }
 HREL_HD constexpr int tiled_elements(int n) { return num_tiles(n) * (num_tiles(n) + 1) / 2 * kTileElements; }
 
 // Where the tile (row, column), column <= row, begins.
-HREL_HD constexpr int tile_offset(int row, int column) { return (row * (row + 1) / 2 + column) * kTileElements; }
+HREL_HD constexpr int tile_offset(unsigned row, unsigned column) {
+  return static_cast<int>((row * (row + 1) / 2 + column) * kTileElements);
+}
 
 // Element (row, column) of a tile on or below the diagonal lies at the sum of these.
-HREL_HD constexpr int tiled_row(int row) {
-  return tile_offset(row / kTileSize, 0) + row % kTileSize * kHalfColumns;
+HREL_HD constexpr int tiled_row(unsigned row) {
+  return tile_offset(row / kTileSize, 0) + static_cast<int>(row % kTileSize * kHalfColumns);
 }
-HREL_HD constexpr int tiled_column(int column) {
-  return column / kTileSize * kTileElements + column / kHalfColumns % 2 * kHalfElements + column % kHalfColumns;
+HREL_HD constexpr int tiled_column(unsigned column) {
+  return static_cast<int>(column / kHalfColumns * kHalfElements + column % kHalfColumns);
 }
-HREL_HD constexpr int tiled_offset(int row, int column) { return tiled_row(row) + tiled_column(column); }
+HREL_HD constexpr int tiled_offset(unsigned row, unsigned column) { return tiled_row(row) + tiled_column(column); }
 
 // Calls visit(offsets, rows, columns) for all elements of the tiles of n rows, padding included, shared out among the
 // threads: tiles by warps, kAtOnce elements of each under way at once.
 inline constexpr int kAtOnce = kTileElements / kWarp;
 template <int kThreads, class Visit>
 __device__ __forceinline__ void for_each_tile(int n, int thread, Visit const& visit) {
-  int const lane = thread % kWarp, tiles = num_tiles(n) * (num_tiles(n) + 1) / 2;
+  int const tiles = num_tiles(n) * (num_tiles(n) + 1) / 2;
+  unsigned const lane = static_cast<unsigned>(thread) % kWarp;
+  int const row_of_lane = static_cast<int>(lane / kHalfColumns), column_of_lane = static_cast<int>(lane % kHalfColumns);
+  constexpr int kRowsOfWarp = kWarp / kHalfColumns;
   int tile_row = 0, first = 0;  // the number of the first tile of the row
 #pragma unroll 1
   for (int tile = thread / kWarp; tile < tiles; tile += kThreads / kWarp) {
@@ -37,10 +43,9 @@ __device__ __forceinline__ void for_each_tile(int n, int thread, Visit const& vi
     int offset[kAtOnce], row[kAtOnce], column[kAtOnce];
 #pragma unroll
     for (int q = 0; q < kAtOnce; ++q) {
-      int const place = q * kWarp + lane;
-      offset[q] = tile * kTileElements + place;
-      row[q] = tile_row * kTileSize + place % kHalfElements / kHalfColumns;
-      column[q] = (tile - first) * kTileSize + place / kHalfElements * kHalfColumns + place % kHalfColumns;
+      offset[q] = tile * kTileElements + q * kWarp + static_cast<int>(lane);
+      row[q] = tile_row * kTileSize + q % (kAtOnce / 2) * kRowsOfWarp + row_of_lane;
+      column[q] = (tile - first) * kTileSize + q / (kAtOnce / 2) * kHalfColumns + column_of_lane;
     }
     visit(offset, row, column);
   }
