@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import bench_layers
-from cubins import ROOT, Instance, build_flags, compile_cubins, nvcc_version
-from protocol import write_json
+from cubins import ROOT, Cubin, Instance, build_flags, compile_cubins, nvcc_version
+from protocol import commit, write_json
 from sass import EXIT, LATENCY, PIPES, Graph, Instruction, Loop, Work, machine_code, total, work
 
 from hrel_ext.testing import RESNET50, VGG16, Layer
@@ -104,7 +104,9 @@ class DistancesKernel(Kernel):
         self.loop = self.find("products", lambda loop, own: own["HMMA"] == 54)
         path = self.graph.path(self.loop.header, self.loop.latches, self._not_taken(self.loop))
         # What a stage waits for was fetched by a stage before, and is in the cache of the multiprocessor.
-        self.stage = work(path, ARCHITECTURE, repeated=True, latency=defaultdict(lambda: 25, {**LATENCY, "LDG": NEAR_LOAD}))
+        self.stage = work(
+            path, ARCHITECTURE, repeated=True, latency=defaultdict(lambda: 25, {**LATENCY, "LDG": NEAR_LOAD})
+        )
 
     def _not_taken(self, loop: Loop) -> set[int]:
         return (set(self.graph.order) - loop.body) | self.graph.blocks_with(UNALIGNED)
@@ -126,11 +128,15 @@ class BandKernel(Kernel):
         self.rest = self.find("the rest of the update", lambda loop, own: own["HMMA"] >= 12 and len(loop.inner) == 1)
         self.panel = self.column_1.outer
         self.passes = self.panel.outer
-        self.row = self.find("a row of the sweep", lambda loop, own: own["FFMA"] > 100 and own["MUFU"] and not own["BAR"])
+        self.row = self.find(
+            "a row of the sweep", lambda loop, own: own["FFMA"] > 100 and own["MUFU"] and not own["BAR"]
+        )
         self.class_step = self.find(
             "a step of the classes", lambda loop, own: own["BAR"] == 2 and own["FFMA"] > 60 and not own["HMMA"]
         )
-        self.gaussian = self.find("the Gaussian of a tile", lambda loop, own: own["MUFU"] == 8 == own["STS"] == own["LDS"])
+        self.gaussian = self.find(
+            "the Gaussian of a tile", lambda loop, own: own["MUFU"] == 8 == own["STS"] == own["LDS"]
+        )
         self.of_slots = self.find("the Gaussian of parts", lambda loop, own: own["MUFU"] == 8 and own["LDG"] > 0)
         self.parts = max(self.of_slots.inner, key=lambda loop: own_counts(loop)["LDG"])  # four at once
         self.positions = self.find("two positions", lambda loop, own: own["FFMA"] == 72 and own["FADD"] == 216)
@@ -143,19 +149,25 @@ class BandKernel(Kernel):
 
     def of_gaussian(self, splits: int = 0) -> Work:
         tiles = num_tiles(NUM_SAMPLES) * (num_tiles(NUM_SAMPLES) + 1) // 2
-        each = self.once(self.of_slots) + self.once(self.parts) * math.ceil(splits / 4) if splits else self.once(self.gaussian)
+        each = (
+            self.once(self.of_slots) + self.once(self.parts) * math.ceil(splits / 4)
+            if splits
+            else self.once(self.gaussian)
+        )
         return each * math.ceil(tiles / WARPS)
 
     def of_reduction(self) -> Work:
-        path = self.panel.once(self.panel.inner)
+        path = self._step_without_loops()
         first_barrier = next(i for i, x in enumerate(path) if x.opcode == "BAR")
         factor, behind = work(path[:first_barrier], ARCHITECTURE), work(path[first_barrier:], ARCHITECTURE)
-        two, one, rest = (self.once(loop) * share for loop, share in ((self.column_2, 0.5), (self.column_1, 0.5), (self.rest, 1)))
+        two, one, rest = (
+            self.once(loop) * share for loop, share in ((self.column_2, 0.5), (self.column_1, 0.5), (self.rest, 1))
+        )
         sum_ = Work()
         for first in range(0, NUM_SAMPLES, BAND):
             tiles = num_tiles(NUM_SAMPLES) - first // TILE
             rows = [len(range(warp, tiles, WARPS)) for warp in range(WARPS)]
-            columns = total(({0: Work(), 1: one, 2: two}[r] * tiles for r in rows)) * (1 / WARPS)
+            columns = total({0: Work(), 1: one, 2: two}[r] * tiles for r in rows) * (1 / WARPS)
             slowest = (two if max(rows) == 2 else one).alone * tiles
             behind_panel = num_tiles(NUM_SAMPLES) - (first + BAND) // TILE
             update = rest * (behind_panel * (behind_panel + 1) / 2 / WARPS)
@@ -163,6 +175,14 @@ class BandKernel(Kernel):
             alone = max(factor.alone, rest.alone * math.ceil(behind_panel * (behind_panel + 1) / 2 / (WARPS - 1)))
             sum_ += dataclasses.replace(step, alone=alone + behind.alone + slowest)
         return sum_
+
+    def _step_without_loops(self) -> list[Instruction]:
+        """The longest way through a step, without what its unrolled loops leave over: those count as whole."""
+        inner = {number for loop in self.panel.inner for number in loop.body}
+        counts = {n: Counter(x.opcode for x in self.graph.instructions(n)) for n in self.panel.body - inner}
+        left_over = {n for n, count in counts.items() if count["HMMA"] and count["LDS"] >= 1.5 * count["HMMA"]}
+        avoid = (set(self.graph.order) - self.panel.body) | left_over
+        return self.graph.path(self.panel.header, self.panel.latches, avoid, inner)
 
     def of_classes(self) -> Work:
         """Classes of up to 16 samples: the shortest way, without the columns behind."""
@@ -225,7 +245,9 @@ def rounds(blocks: int, one: Work, resident: int) -> Times:
     return times
 
 
-def predict(layer: Layer, small: BandKernel, large: BandKernel, products: DistancesKernel, of_large: Work) -> dict[str, Any]:
+def predict(
+    layer: Layer, small: BandKernel, large: BandKernel, products: DistancesKernel, of_large: Work
+) -> dict[str, Any]:
     """The times of the op relevance on one layer: the launches of csrc/cuda/launches.cuh and plan.h."""
     positions, filters = math.prod(layer.map_shape), layer.num_filters
     splits, launches = num_splits(positions), 1
@@ -266,8 +288,8 @@ def rounded(value: Any) -> Any:
     return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def estimate(folder: Path) -> dict[str, Any]:
-    cubin = next(c for c in compile_cubins(folder) if (c.source, c.architecture) == ("entropies", ARCHITECTURE))
+def estimate(cubins: Sequence[Cubin]) -> dict[str, Any]:
+    cubin = next(c for c in cubins if (c.source, c.architecture) == ("entropies", ARCHITECTURE))
     code = {str(instance): (instance, found) for instance, found in machine_code(cubin.path).items()}
     small = BandKernel(*code["band_entropies_kernel<16, 8, 8, 16, 1, 4, 0>"])
     large = BandKernel(*code["band_entropies_kernel<16, 8, 8, 16, 1, 3, 1>"])
@@ -284,7 +306,7 @@ def estimate(folder: Path) -> dict[str, Any]:
         "environment": {
             "nvcc": nvcc_version(),
             "flags": build_flags(),
-            "commit": "x",
+            "commit": commit(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
         "assumed": {"gpu": H100, "classes": NUM_CLASSES, "pipes": PIPES[ARCHITECTURE], "latency": dict(LATENCY)},
@@ -302,7 +324,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="JSON to write")
     out = parser.parse_args().out
     with tempfile.TemporaryDirectory() as folder:
-        record = estimate(Path(folder))
+        record = estimate(compile_cubins(Path(folder)))
     write_json(out, record)
     for name, stage in {**record["stages"], "whole": record["whole"]}.items():
         print(f"{name}: issue {stage['issue']}, pipe {stage['pipe']}, alone {stage['alone']} cycles")

@@ -32,7 +32,7 @@ def environment(device: str) -> dict[str, Any]:
 
     described: dict[str, Any] = {
         "device": device,
-        "commit": _commit(),
+        "commit": commit(),
         "source_sha256": _source_digest(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "platform": platform.platform(),
@@ -99,14 +99,14 @@ def _output(*command: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit, "-dirty" where files differ from it; HREL_COMMIT names it for a copy without the history."""
     if named := os.environ.get("HREL_COMMIT"):
         return named
     git = ("git", "-c", "safe.directory=*", "-C", str(ROOT))  # a copy may belong to another user
-    commit = _output(*git, "rev-parse", "HEAD").strip()
+    head = _output(*git, "rev-parse", "HEAD").strip()
     dirty = bool(_output(*git, "status", "--porcelain", "--untracked-files=no").strip())
-    return f"{commit}-dirty" if commit and dirty else commit or None
+    return f"{head}-dirty" if head and dirty else head or None
 
 
 def _source_digest() -> str:

@@ -231,7 +231,13 @@ class Graph:
         return sorted(loops, key=lambda loop: self.blocks[loop.header].first)
 
     def path(
-        self, start: int, ends: Iterable[int], avoid: Iterable[int] = (), skip: Iterable[int] = (), *, longest: bool = True
+        self,
+        start: int,
+        ends: Iterable[int],
+        avoid: Iterable[int] = (),
+        skip: Iterable[int] = (),
+        *,
+        longest: bool = True,
     ) -> list[Instruction]:
         """The longest or shortest way from a block to one of others, each loop gone through once; without ``skip``."""
         avoided, skipped = set(avoid), set(skip)

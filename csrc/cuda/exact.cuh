@@ -27,7 +27,7 @@ inline constexpr int kExactStage = 8;  // positions
 struct ExactBlock {
   union {
     double stage[kExactStage][kPackedSize];
-    PackedVectors<double> vectors;
+    PackedVectors vectors;
   };
   double diagonal[kPackedSize], off_diagonal[kPackedSize], eigenvalues[kPackedSize];
   double parts[2 * kPackedWarps];  // of sums over the block
