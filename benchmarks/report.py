@@ -140,8 +140,8 @@ def gpu_summary(root: Path, up: str) -> list[str]:
     if read_estimates(root):
         where = f"[estimates]({up}docs/results.md#estimates-for-the-kernels-as-they-are-now)"
         stale = [
-            f"These are the kernels of commit `{environment['commit'][:7]}`. Those of today are new and have not run on "
-            f"a GPU; there are {where} of them.",
+            f"These are the kernels of commit `{environment['commit'][:7]}`. Those of today are new and have not run "
+            f"on a GPU; there are {where} of them.",
             "",
         ]
     rows = [
@@ -191,11 +191,12 @@ def estimates_tables(estimates: Json, up: str) -> list[str]:
     ]
     return [
         "### Estimates for the kernels as they are now",
-        "**Not measured.** The kernels for more than 32 samples have been written anew since the run above and have not "
-        "run on a GPU: what follows is counted in their machine code by `python benchmarks/gpu/estimates.py` (sm_90, nvcc "
-        f"{environment['nvcc']}, commit `{environment['commit']}`, {link(GPU_ESTIMATES, up)}). Of one matrix, N = "
-        f"{estimates['num_samples']}, {estimates['assumed']['classes']} classes, in cycles of a multiprocessor: what its "
-        "schedulers issue, the busiest of their pipes, and the slowest way through a block that is alone there. A "
+        "**Not measured.** The kernels for more than 32 samples have been written anew since the run above and have "
+        "not run on a GPU: what follows is counted in their machine code by `python benchmarks/gpu/estimates.py` "
+        f"(sm_90, nvcc {environment['nvcc']}, commit `{environment['commit']}`, {link(GPU_ESTIMATES, up)}). Of one "
+        "matrix, N = "
+        f"{estimates['num_samples']}, {estimates['assumed']['classes']} classes, in cycles of a multiprocessor: what "
+        "its schedulers issue, the busiest of their pipes, and the slowest way through a block that is alone there. A "
         f"position of a large map by products adds {product['issue']:.0f}, {product['pipe']:.0f} and "
         f"{product['alone']:.0f} cycles.",
         "",
@@ -203,11 +204,11 @@ def estimates_tables(estimates: Json, up: str) -> list[str]:
         "",
         f"What they imply for all convolutions of a network on an H100 ({gpu['multiprocessors']} multiprocessors at "
         f"{gpu['clock_hz'] / 1e9:g} GHz, {gpu['launch_us']:g} us a launch), in ms: the floor of its data sheet, by "
-        "throughput alone, with resident blocks that hide each other's latency as far as they can, and with blocks that "
-        "hide none. The targets are 1.6 ms for vgg16 and 12 ms for resnet50. How far to trust it: a count of this kind, of "
-        "code a little older than that measured above, had said 2.11 ms (1.50 to 3.50) and 17.9 ms (14.5 to 32.3), where "
-        "2.84 and 22.1 were measured. It does not count the time that instructions take to arrive; the kernels measured "
-        "above were 350 KB of code each, most of which a block ran through a few times.",
+        "throughput alone, with resident blocks that hide each other's latency as far as they can, and with blocks "
+        "that hide none. The targets are 1.6 ms for vgg16 and 12 ms for resnet50. How far to trust it: a count of this "
+        "kind, of code a little older than that measured above, had said 2.11 ms (1.50 to 3.50) and 17.9 ms (14.5 to "
+        "32.3), where 2.84 and 22.1 were measured. It does not count the time that instructions take to arrive; the "
+        "kernels measured above were 350 KB of code each, most of which a block ran through a few times.",
         "",
         *table(["network", "layers", "floor", "throughput", "overlap", "no overlap"], networks),
     ]

@@ -284,7 +284,8 @@ def copy_of_results(folder, *, gpu=False):
     names = ["README.md", "docs/index.md", "docs/results.md", *report.PRUNING, report.CPU]
     names += [name for name in criteria_tables.STUDIES if (report.ROOT / name).exists()]
     if gpu:
-        names += [n for n in (report.GPU_LAYERS, report.GPU_STEPS, report.GPU_PROFILE) if (report.ROOT / n).exists()]
+        of_gpu = (report.GPU_LAYERS, report.GPU_STEPS, report.GPU_PROFILE, report.GPU_ESTIMATES)
+        names += [name for name in of_gpu if (report.ROOT / name).exists()]
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(report.ROOT / name, folder / name)

@@ -1,12 +1,15 @@
 """The CUDA kernels as nvcc compiles them, without a GPU: every instance is there, nothing spills, the blocks fit."""
 # SPDX-License-Identifier: MIT
 
+import json
 import os
 import re
 import subprocess
 
 import cubins
+import estimates
 import pytest
+import sass
 from cubins import ARCHITECTURES, ROOT, Instance, Usage
 
 SHAPES = (  # kernel_shape.cuh
@@ -78,6 +81,18 @@ def test_registers_allow_the_blocks_that_a_multiprocessor_should_hold(reports):
 def test_static_shared_memory_is_not_used(reports):
     for kernels, _ in reports.values():
         assert {usage.shared_bytes for usage in kernels.values()} == {0}
+
+
+def test_the_recorded_estimates_are_of_these_kernels(built):
+    try:
+        sass.find_cuobjdump()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    recorded, counted = json.loads(estimates.OUT.read_text()), estimates.estimate(built)
+    if recorded["environment"]["nvcc"] != counted["environment"]["nvcc"]:
+        pytest.skip(f"the record is of nvcc {recorded['environment']['nvcc']}")
+    for name, stage in recorded["stages"].items():  # a few instructions may change; python benchmarks/gpu/estimates.py
+        assert counted["stages"][name] == pytest.approx(stage, rel=0.03), name
 
 
 def test_shared_memory_allows_the_blocks_that_a_multiprocessor_should_hold(nvcc, tmp_path):

@@ -258,13 +258,6 @@ class Graph:
             at = best[at][1]
         return [x for number in reversed(blocks) if number not in skipped for x in self.instructions(number)]
 
-    def only_on_way_to(self, end: int, keep: int) -> set[int]:
-        """What a way to ``end`` enters and a way to ``keep`` need not: blocks behind the first one of this kind."""
-        top, at = end, end
-        while not self.dominates(at, keep):
-            top, at = at, self.dominator[at]
-        return {number for number in self.order if self.dominates(top, number)}
-
     def instructions(self, number: int) -> Sequence[Instruction]:
         return self.code[self.blocks[number].first : self.blocks[number].last]
 
@@ -278,11 +271,6 @@ class Loop:
     header: int
     latches: tuple[int, ...]
     body: frozenset[int]
-
-    @property
-    def counts(self) -> Counter:
-        """All instructions of the loop by opcode, whichever path they are on."""
-        return Counter(x.opcode for number in self.body for x in self.graph.instructions(number))
 
     @property
     def inner(self) -> "list[Loop]":

@@ -25,8 +25,8 @@ struct alignas(16) Panel {
   float s[kWarps][kWarp][2];  // the parts of S from each warp's rows, as fragments
 };
 
-// The parts (rank_one[k] / n_k) 1_k 1_k' of a matrix, k < count, 1_k being 1 on the n_k rows with owner[row] = k. Rows of
-// none have an owner < 0.
+// The parts (rank_one[k] / n_k) 1_k 1_k' of a matrix, k < count, 1_k being 1 on the n_k rows with owner[row] = k. Rows
+// of none have an owner < 0.
 template <int kSize>
 struct RankOneParts {
   int owner[kSize];
@@ -80,17 +80,18 @@ struct BandReduction {
 
   using Parts = RankOneParts<Panel::kSize>;
 
-  // The band of A takes the place of A less its parts of rank one, in tiles of n rows. They are kept out because they may
-  // be all there is (a dead filter): their rounding would hide the rest. They belong to the elements (k, k), to which the
-  // first step takes 1_k: rank_one[k] is still to be added there. A barrier comes before the matrix is read, and one after
-  // the band is written.
+  // The band of A takes the place of A less its parts of rank one, in tiles of n rows. They are kept out because they
+  // may be all there is (a dead filter): their rounding would hide the rest. They belong to the elements (k, k), to
+  // which the first step takes 1_k: rank_one[k] is still to be added there. A barrier comes before the matrix is read,
+  // and one after the band is written.
   //
   // Warps change places with every step, so that those which wait for reflectors, and those which find them, are not
   // the same ones in all blocks of a multiprocessor, each of whose warps has the same of its four schedulers.
   static __device__ __forceinline__ void run(float* matrix, int n, Parts const& ones, Panel& p, int place, int lane) {
     int const tiles = num_tiles(n);
     int turn = 0;
-    // Reflectors of the columns from `next` on, which change the rows and columns from `first` on; at first, of the ones.
+    // Reflectors of the columns from `next` on, which change the rows and columns from `first` on; at first, of the
+    // ones.
 #pragma unroll 1
     for (int next = -kBand, first = 0; first < n; next += kBand, first += kBand, turn ^= 1) {
       if (place == 0) {
@@ -106,7 +107,8 @@ struct BandReduction {
     }
   }
 
-  // Element (row, column) of the band that run has left, column <= row; 0 past the last row, or before the first column.
+  // Element (row, column) of the band that run has left, column <= row; 0 past the last row, or before the first
+  // column.
   static __device__ __forceinline__ float band_element(float const* matrix, int n, int row, int column) {
     bool const inside = row < n && column >= 0;
     float const element = matrix[inside ? tiled_offset(row, column) : 0];
@@ -200,8 +202,8 @@ struct BandReduction {
       }
       float const tail = warp_sum(sums[j]);  // which all else waits for: not from the halves of sum_columns
       sum_columns(sums, lane);
-      // u = x / beta - e_j, beta = -sign(x_j) |x|, |u|^2 = 2 h, h = 1 - x_j / beta: nothing overflows on matrices of low
-      // rank.
+      // u = x / beta - e_j, beta = -sign(x_j) |x|, |u|^2 = 2 h, h = 1 - x_j / beta: nothing overflows on matrices of
+      // low rank.
       float const head = top[j], square = tail + head * head, inverse_norm = reciprocal_root(square);
       bool const reduced = !(tail > kNegligibleSquare);
       float const signed_inverse = head > 0 ? -inverse_norm : inverse_norm, minus_h = head * signed_inverse - 1;
@@ -248,8 +250,8 @@ struct BandReduction {
   // y[slot] = A X for the kSlots rows of tiles from `row` on, kWarps apart.
   template <int kSlots>
   static __device__ __forceinline__ void multiply_rows(float const* matrix, int tiles, int first_tile, int row,
-                                                       float const (*x)[Panel::kSize + 4],
-                                                       float (&y)[kSlots][4], int lane) {
+                                                       float const (*x)[Panel::kSize + 4], float (&y)[kSlots][4],
+                                                       int lane) {
     int const group = lane / 4, pair = lane % 4 * 2;
     int offset[kSlots];  // of the tile (row, column), or, above the diagonal, (column, row)
 #pragma unroll
@@ -266,7 +268,8 @@ struct BandReduction {
         int const own_row = row + slot * kWarps;
         bool const below = column <= own_row;
         float const* const elements = matrix + offset[slot] + (below ? group * 8 + pair : pair * 8 + group);
-        int const eight_down = below ? kHalfElements / 2 : kHalfElements, eight_right = kHalfElements * 3 / 2 - eight_down;
+        int const eight_down = below ? kHalfElements / 2 : kHalfElements,
+                  eight_right = kHalfElements * 3 / 2 - eight_down;
         int const one_right = below ? 1 : kHalfColumns;
         float part[2][4];
 #pragma unroll

@@ -50,8 +50,8 @@ __device__ __forceinline__ void squared_distances_of_filter(Maps const& maps, In
       float const width = sigma[filter] * scale;
       float const largest_square = kLargestSquare * width * width / static_cast<float>(parts);
       // Refused by a vote of the team, which is a barrier: the stage is free.
-      done = squared_distances_by_products<Shape>(maps, order, filter, begin, end, scale, largest_square, stage.products,
-                                                  thread, store);
+      done = squared_distances_by_products<Shape>(maps, order, filter, begin, end, scale, largest_square,
+                                                  stage.products, thread, store);
     }
   }
   if (done) return;

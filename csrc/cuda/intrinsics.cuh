@@ -51,8 +51,8 @@ __device__ __forceinline__ float to_float(Half value) {
 __device__ __forceinline__ float bits_to_float(std::uint32_t bits) { return __uint_as_float(bits); }
 __device__ __forceinline__ std::uint32_t float_to_bits(float value) { return __float_as_uint(value); }
 
-// The same number, of which the compiler computes nothing before: where registers are scarce, what follows from it would
-// otherwise wait in memory from as early on as it can be known.
+// The same number, of which the compiler computes nothing before: where registers are scarce, what follows from it
+// would otherwise wait in memory from as early on as it can be known.
 __device__ __forceinline__ int known_from_here(int value) {
   asm volatile("" : "+r"(value));
   return value;
@@ -134,7 +134,8 @@ inline int known_from_here(int value) { return value; }
 inline float reciprocal_root(float x) { return 1 / std::sqrt(x); }
 
 // The sum of addends as tensor cores have been found to take it: each is cut to the bits of the largest one, and so is
-// the result (Fasi, Higham, Mikaitis, Pranesh, PeerJ Comput. Sci. 7:e330, 2021). With no bits to spare, as on the first.
+// the result (Fasi, Higham, Mikaitis, Pranesh, PeerJ Comput. Sci. 7:e330, 2021). With no bits to spare, as on the
+// first.
 template <std::size_t kCount>
 float sum_of_tensor_core(double const (&addends)[kCount]) {
   double largest = 0, sum = 0;

@@ -9,9 +9,9 @@ template <class Shape_, int kTeams_, int kBlocks_, bool kProducts_>
 struct KernelShape {
   using Shape = Shape_;
   static constexpr int kSize = Shape::kSize;
-  static constexpr int kTeams = kTeams_;          // of one block, each with its own filter
-  static constexpr int kBlocks = kBlocks_;        // resident on one multiprocessor
-  static constexpr bool kProducts = kProducts_;   // distances of large maps by products, whose sums take many registers
+  static constexpr int kTeams = kTeams_;         // of one block, each with its own filter
+  static constexpr int kBlocks = kBlocks_;       // resident on one multiprocessor
+  static constexpr bool kProducts = kProducts_;  // distances of large maps by products, whose sums take many registers
   static constexpr int kThreads = kTeams * Shape::kThreads;
   static_assert(kTeams == 1 || Shape::kThreads == kWarp, "a team is one warp or the whole block");
 };

@@ -63,10 +63,10 @@ __device__ __forceinline__ void update_and_multiply(double* packed, int size, Pa
 }
 
 // The tridiagonal form of A, from `packed` = A - (rank_one / n) 11', n = tri.size <= kPackedSize, which is overwritten.
-// The rank-one part is kept out for the reason given in cuda/band_reduction.cuh. A barrier comes before `packed` is read,
-// and one after the result is written.
-__device__ __forceinline__ void tridiagonalise_packed(double* packed, TridiagonalView<double> const& tri, double rank_one,
-                                                      PackedVectors& s, int thread) {
+// The rank-one part is kept out for the reason given in cuda/band_reduction.cuh. A barrier comes before `packed` is
+// read, and one after the result is written.
+__device__ __forceinline__ void tridiagonalise_packed(double* packed, TridiagonalView<double> const& tri,
+                                                      double rank_one, PackedVectors& s, int thread) {
   constexpr double kNegligible = 1e-290;
   int const n = static_cast<int>(tri.size), warp = thread / kWarp, lane = thread % kWarp;
   double const head_of_ones = -1 / std::sqrt(static_cast<double>(n));

@@ -10,10 +10,10 @@
 
 namespace hrel::cuda {
 
-inline constexpr float kLargestSquare = 16;   // |x_i|^2 / sigma^2: no distance errs by more than 1.6e-5 sigma^2
+inline constexpr float kLargestSquare = 16;  // |x_i|^2 / sigma^2: no distance errs by more than 1.6e-5 sigma^2
 
-// The lower triangle in tiles of 16 x 16: warp w holds the rows w and kTiles - 1 - w of them, which have kTiles + 1 tiles
-// together. The first w + 1 are those of the row w, the others those of the longer row from its end.
+// The lower triangle in tiles of 16 x 16: warp w holds the rows w and kTiles - 1 - w of them, which have kTiles + 1
+// tiles together. The first w + 1 are those of the row w, the others those of the longer row from its end.
 template <class Shape>
 struct ProductTiles {
   static constexpr int kTiles = Shape::kSize / kTileSize, kTilesPerWarp = kTiles + 1;
@@ -37,7 +37,7 @@ struct ProductStage {
   struct alignas(16) Parts {
     std::uint32_t high[Shape::kSize][kPitch], low[Shape::kSize][kPitch];
   };
-  Parts parts[2];              // which take turns
+  Parts parts[2];               // which take turns
   float squares[Shape::kSize];  // |x_i|^2
 };
 

@@ -1,5 +1,5 @@
-// Entropies in bits from band matrices in shared memory: float32 by one thread per pole of the rational function, float64
-// by one thread per eigenvalue (bisection by Sturm counts; Barth, Martin, Wilkinson, Numer. Math. 9, 1967).
+// Entropies in bits from band matrices in shared memory: float32 by one thread per pole of the rational function,
+// float64 by one thread per eigenvalue (bisection by Sturm counts; Barth, Martin, Wilkinson, Numer. Math. 9, 1967).
 // SPDX-License-Identifier: MIT
 #pragma once
 #include "cuda/block_shape.cuh"
@@ -52,8 +52,8 @@ __device__ __forceinline__ void add_pole(Traces& traces, Rational const& rationa
   traces.lowest[k] = lowest < traces.lowest[k] ? lowest : traces.lowest[k];
 }
 
-// tr T (T + t)^-1 of a band T for the poles t, and the smallest pivot met, by one warp: thread k of each half takes pole k
-// from one end, and has the result.
+// tr T (T + t)^-1 of a band T for the poles t, and the smallest pivot met, by one warp: thread k of each half takes
+// pole k from one end, and has the result.
 __device__ __forceinline__ void resolvent_trace(TwoEndedBand const& band, Rational const& rational, float& trace,
                                                 float& lowest, int lane) {
   constexpr int kHalf = kWarp / 2;
@@ -62,7 +62,8 @@ __device__ __forceinline__ void resolvent_trace(TwoEndedBand const& band, Ration
   float const shift = static_cast<float>(rational.pole[pole]);
   bool const direct = rational.pole[pole] >= kSmallestDirectPole;
   BandSweep<float> sweep(0.0f);
-  BandView<float> part = lane < kHalf ? BandView<float>{band.whole.diagonal, band.whole.beside, band.above} : band.reversed;
+  BandView<float> part =
+      lane < kHalf ? BandView<float>{band.whole.diagonal, band.whole.beside, band.above} : band.reversed;
   // One loop, so that the elimination exists once.
 #pragma unroll 1
   for (int step = 0; step < 2; ++step) {

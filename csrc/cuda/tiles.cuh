@@ -1,5 +1,5 @@
-// A symmetric matrix as the tensor cores read it: the lower triangle in tiles of 16 x 16, each of two halves of 16 rows by
-// 8 columns, tiles on the diagonal whole. Rows and columns past the matrix, up to the end of a tile, are 0.
+// A symmetric matrix as the tensor cores read it: the lower triangle in tiles of 16 x 16, each of two halves of 16 rows
+// by 8 columns, tiles on the diagonal whole. Rows and columns past the matrix, up to the end of a tile, are 0.
 // SPDX-License-Identifier: MIT
 #pragma once
 #include "cuda/block_shape.cuh"
@@ -10,7 +10,9 @@ inline constexpr int kTileSize = 16, kTileElements = kTileSize * kTileSize;
 inline constexpr int kHalfColumns = 8, kHalfElements = kTileSize * kHalfColumns;
 
 // Numbers of rows and columns are unsigned below, where they are divided: that of a signed number takes more.
-HREL_HD constexpr int num_tiles(int n) { return static_cast<int>((static_cast<unsigned>(n) + kTileSize - 1) / kTileSize); }
+HREL_HD constexpr int num_tiles(int n) {
+  return static_cast<int>((static_cast<unsigned>(n) + kTileSize - 1) / kTileSize);
+}
 HREL_HD constexpr int tiled_elements(int n) { return num_tiles(n) * (num_tiles(n) + 1) / 2 * kTileElements; }
 
 // Where the tile (row, column), column <= row, begins.

@@ -12,8 +12,8 @@ namespace hrel::cuda {
 
 inline constexpr int kLargestBlock = 32;  // rows; more would not fit into the registers of a thread
 
-// A block: rows first .. first + size - 1, the number-th one of the matrix. (rank_one / size) 1 1' is kept out of it, see
-// cuda/band_reduction.cuh, and returns as rank_one added to its first element.
+// A block: rows first .. first + size - 1, the number-th one of the matrix. (rank_one / size) 1 1' is kept out of it,
+// see cuda/band_reduction.cuh, and returns as rank_one added to its first element.
 struct DiagonalBlock {
   int number, first, size;
   float rank_one;
@@ -36,8 +36,8 @@ __device__ __forceinline__ void read_chunk(float const* place, float (&values)[k
   }
 }
 
-// By the team of kThreads threads, one a row; that of a thread without a row has size 0. A barrier comes before the matrix
-// is read, and one after the result is written.
+// By the team of kThreads threads, one a row; that of a thread without a row has size 0. A barrier comes before the
+// matrix is read, and one after the result is written.
 template <int kThreads>
 __device__ __forceinline__ void tridiagonalise_blocks(float const* matrix, DiagonalBlock const& block,
                                                       TridiagonalView<float> const& tri, BlockVectors<kThreads>& v,
@@ -105,7 +105,8 @@ __device__ __forceinline__ void tridiagonalise_blocks(float const* matrix, Diago
       read_chunk(all_q + chunk, of_q);
 #pragma unroll
       for (int j = 0; j < kChunk; j += 4) {
-        along += (of_x[j] * of_q[j] + of_x[j + 1] * of_q[j + 1]) + (of_x[j + 2] * of_q[j + 2] + of_x[j + 3] * of_q[j + 3]);
+        along +=
+            (of_x[j] * of_q[j] + of_x[j + 1] * of_q[j + 1]) + (of_x[j + 2] * of_q[j + 2] + of_x[j + 3] * of_q[j + 3]);
       }
     });
     along = (scale * along - (reduced ? 0 : first_q)) * (0.5f * inverse_h * inverse_h);

@@ -140,8 +140,8 @@ HREL_HD void resolvent_traces(PentadiagonalView<Real> const& bands, bool direct,
 }
 
 // The same for a band of kBand diagonals on either side and one pole. A row is eliminated from what the rows before it
-// have left of T + t I; the sums W of that which later rows still await, and those of N, which is t times the derivative
-// of W or, where the sum is direct, W less that, are carried along: with l the multipliers of the row,
+// have left of T + t I; the sums W of that which later rows still await, and those of N, which is t times the
+// derivative of W or, where the sum is direct, W less that, are carried along: with l the multipliers of the row,
 //   W <- W - l w',   N <- [-l I] N [-l I]',   term = N_ii / w_ii.
 // Rows may be eliminated from both ends: what the two have carried is then added up for the kBand rows between them.
 template <class Real>

@@ -56,8 +56,8 @@ struct PentadiagonalView {
   Index size;
 };
 
-// A symmetric matrix of 2 kBand + 1 diagonals; beside[i kBand + d] couples the rows i and i + 1 + d and is 0 past the last
-// row.
+// A symmetric matrix of 2 kBand + 1 diagonals; beside[i kBand + d] couples the rows i and i + 1 + d and is 0 past the
+// last row.
 inline constexpr int kBand = 8;
 template <class Real>
 struct BandView {
