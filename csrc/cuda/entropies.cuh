@@ -164,8 +164,8 @@ __device__ __forceinline__ void centred_gaussian_of_filter(EntropiesArguments co
       squared_distances_of_filter<Kernel>(args.maps, args.labels.order, static_cast<int>(args.first_filter) + which, 0,
                                           1, args.sigma, stage, known_from_here(thread),
                                           [&]<class Value>(int offset, Value distance) {
-                                            if (offset < elements)
-                                              *reinterpret_cast<Value*>(matrix + offset) = distance;
+                                            if (offset >= elements) return;
+                                            *reinterpret_cast<Value*>(matrix + offset) = distance;
                                           });
       barrier<kThreads>();  // the distances are written
       auto const own = [&](auto const& offset, auto& d2) {
@@ -251,8 +251,9 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
     }
     tridiagonalise_blocks<kThreads>(s.matrix, block, {s.diagonal[pass], s.off_diagonal[pass], n}, s.vectors, thread);
   }
-  if (form == 0 || has_labels)
+  if (form == 0 || has_labels) {
     add_traces({s.diagonal[form], s.off_diagonal[form], n}, args.order, s.traces[form], index);
+  }
   barrier<kThreads>();  // the traces are written
   if (index != 0 || (form == 1 && !has_labels)) return;
   float const bits = entropy_bits_of_traces(s.traces[form], args.order);
@@ -318,8 +319,11 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
   bool const is_large = has_classes && find_classes(args.labels, n, s.classes, thread) > kLargestBlock;
   bool const has_large = any_of_team<kThreads>(is_large);
   // A; then, in a second pass, A o B of the classes that are too large for registers, or for another label kernel.
-  if (thread == 0)
-    s.pass = 0, s.passes = has_large || (has_labels && !has_classes) ? 2 : 1, s.has_classes = has_classes;
+  if (thread == 0) {
+    s.pass = 0;
+    s.passes = has_large || (has_labels && !has_classes) ? 2 : 1;
+    s.has_classes = has_classes;
+  }
   barrier<kThreads>();  // the passes are known
 
 #pragma unroll 1

@@ -235,7 +235,7 @@ void a_value_that_is_not_finite_spoils_its_own_filter_alone() {
 template <class Stored, class Convert>
 void check_stored(Convert const& convert) {
   for (Index n : {13, 100}) {
-    for (Index features : {1, 2, 4, 9}) {
+    for (Index features : {1, 2, 4, 9, 36}) {  // 36: by products
       Layer<float> layer(n, 3, features, 3, Data::kGauss, 11);
       for (float& value : layer.acts) value = std::round(value * 64) / 64;  // exact in every type
       // channels_last in a wider buffer: filters side by side, then positions, then samples.

@@ -81,55 +81,160 @@ void power_sums_are_traces_of_powers() {
   CHECK_NEAR(sums[2], 1 + 27 + 125 + 3 * 4 * (1 + 3) + 3 * 16 * (3 + 5), 1e-12);
 }
 
-// The pentadiagonal matrices of 1 to 7 rows, whole: full[i][j].
+// A symmetric matrix, whole.
+struct Full {
+  Index n;
+  std::vector<double> elements;
+
+  explicit Full(Index size) : n(size), elements(size * size) {}
+  double& at(Index i, Index j) { return elements[i * n + j]; }
+  double at(Index i, Index j) const { return elements[i * n + j]; }
+};
+
+void check_power_sums(Full const& matrix, double const (&sums)[kPowers], double tolerance) {
+  double expected[kPowers] = {};
+  for (Index i = 0; i < matrix.n; ++i) {
+    expected[0] += matrix.at(i, i);
+    for (Index j = 0; j < matrix.n; ++j) {
+      expected[1] += matrix.at(i, j) * matrix.at(j, i);
+      for (Index k = 0; k < matrix.n; ++k) expected[2] += matrix.at(i, j) * matrix.at(j, k) * matrix.at(k, i);
+    }
+  }
+  for (int k = 0; k < kPowers; ++k) CHECK_NEAR(sums[k], expected[k], tolerance);
+}
+
+// tr (T + t I)^-1 by Gauss and Jordan.
+double trace_of_inverse(Full const& matrix, double t) {
+  Index const n = matrix.n, width = 2 * n;
+  std::vector<double> a(n * width);
+  for (Index i = 0; i < n; ++i) {
+    for (Index j = 0; j < n; ++j) a[i * width + j] = matrix.at(i, j) + (i == j ? t : 0);
+    a[i * width + n + i] = 1;
+  }
+  double trace = 0;
+  for (Index k = 0; k < n; ++k) {
+    for (Index i = 0; i < n; ++i) {
+      double const factor = i == k ? 0 : a[i * width + k] / a[k * width + k];
+      for (Index j = 0; j < width; ++j) a[i * width + j] -= factor * a[k * width + j];
+    }
+    for (Index j = width - 1; j >= 0; --j) a[k * width + j] /= a[k * width + k];
+  }
+  for (Index k = 0; k < n; ++k) trace += a[k * width + n + k];
+  return trace;
+}
+
+// The pentadiagonal matrices of 1 to 7 rows.
 struct Pentadiagonal {
   double d[7] = {0.5, 0.3, 0.2, 0.4, 0.6, 0.1, 0.35}, e[7] = {0.1, -0.05, 0.07, 0.02, -0.03, 0.06},
          f[7] = {0.04, -0.02, 0.05, 0.01, -0.06};
-  double full[7][7] = {};
-  Index n;
+  Full full;
 
-  explicit Pentadiagonal(Index size) : n(size) {
-    for (Index i = 0; i < n; ++i) {
-      full[i][i] = d[i];
-      if (i + 1 < n) full[i][i + 1] = full[i + 1][i] = e[i];
-      if (i + 2 < n) full[i][i + 2] = full[i + 2][i] = f[i];
+  explicit Pentadiagonal(Index size) : full(size) {
+    for (Index i = 0; i < size; ++i) {
+      full.at(i, i) = d[i];
+      if (i + 1 < size) full.at(i, i + 1) = full.at(i + 1, i) = e[i];
+      if (i + 2 < size) full.at(i, i + 2) = full.at(i + 2, i) = f[i];
     }
   }
-  PentadiagonalView<double> view() { return {d, e, f, n}; }
+  PentadiagonalView<double> view() { return {d, e, f, full.n}; }
 };
+
+// A positive definite matrix of 2 kBand + 1 diagonals, as L L', and its views: whole, its lower end from the last row
+// on, and the rows between.
+struct Band {
+  Full full;
+  Index above, between;
+  std::vector<double> diagonal, beside, reversed_diagonal, reversed_beside, between_diagonal, between_beside;
+
+  explicit Band(Index size)
+      : full(size),
+        above(size > kBand ? (size - kBand) / 2 : 0),
+        between(size > kBand ? kBand : size),
+        diagonal(size),
+        beside(size * kBand),
+        reversed_diagonal(size),
+        reversed_beside(size * kBand),
+        between_diagonal(kBand),
+        between_beside(kBand * kBand) {
+    Full factor(size);
+    for (Index i = 0; i < size; ++i) {
+      for (Index j = i > kBand ? i - kBand : 0; j <= i; ++j) {
+        factor.at(i, j) = i == j ? 0.3 : 0.1 * std::sin(static_cast<double>(3 * i + 7 * j));
+      }
+    }
+    for (Index i = 0; i < size; ++i) {
+      for (Index j = 0; j < size; ++j) {
+        for (Index k = 0; k < size; ++k) full.at(i, j) += factor.at(i, k) * factor.at(j, k);
+      }
+    }
+    auto const element = [&](Index i, Index j) { return i >= 0 && j >= 0 && i < size && j < size ? full.at(i, j) : 0; };
+    for (Index i = 0; i < size; ++i) {
+      diagonal[i] = reversed_diagonal[size - 1 - i] = full.at(i, i);
+      for (Index d = 0; d < kBand; ++d) {
+        beside[i * kBand + d] = element(i + 1 + d, i);
+        reversed_beside[(size - 1 - i) * kBand + d] = element(i - 1 - d, i);
+      }
+    }
+    for (Index i = 0; i < between; ++i) {
+      between_diagonal[i] = diagonal[above + i];
+      for (Index d = 0; i + 1 + d < between; ++d) between_beside[i * kBand + d] = beside[(above + i) * kBand + d];
+    }
+  }
+  BandView<double> whole() { return {diagonal.data(), beside.data(), full.n}; }
+};
+
+void power_terms_of_a_band_sum_to_traces_of_powers() {
+  for (Index n : {1, 2, 8, 9, 20}) {
+    Band band(n);
+    double sums[kPowers] = {};
+    for (Index i = 0; i < n; ++i) {
+      double terms[kPowers];
+      power_terms(band.whole(), i, terms);
+      for (int k = 0; k < kPowers; ++k) sums[k] += terms[k];
+    }
+    check_power_sums(band.full, sums, 1e-13);
+  }
+}
+
+void sweeps_of_a_band_are_traces_of_the_inverse_from_one_end_and_from_two() {
+  for (Index n : {1, 2, 7, 8, 9, 16, 17, 30}) {
+    Band band(n);
+    for (double shift : {1e-6, 1e-4, 0.01, 0.3, 2.0}) {
+      double const expected = static_cast<double>(n) - shift * trace_of_inverse(band.full, shift);
+      for (bool direct : {false, true}) {
+        BandSweep<double> one(0);
+        one.eliminate(band.whole(), direct, shift);
+        CHECK_NEAR(direct ? one.sum : static_cast<double>(n) - one.sum, expected, 1e-11);
+        CHECK(one.lowest > 0);
+
+        // The other end, whose values are given in the order in which they are asked for.
+        BandSweep<double> upper(0), lower(0);
+        upper.eliminate({band.diagonal.data(), band.beside.data(), band.above}, direct, shift);
+        lower.eliminate({band.reversed_diagonal.data(), band.reversed_beside.data(), n - band.above - band.between},
+                        direct, shift);
+        std::vector<double> asked;
+        BandSweep<double>(lower).meet([&](double value) {
+          asked.push_back(value);
+          return value;
+        });
+        std::size_t next = 0;
+        upper.meet([&](double) { return asked[next++]; });
+        CHECK(next == asked.size());
+        upper.eliminate({band.between_diagonal.data(), band.between_beside.data(), band.between}, direct, shift);
+        CHECK_NEAR(direct ? upper.sum : static_cast<double>(n) - upper.sum, expected, 1e-11);
+        CHECK(upper.lowest > 0);
+      }
+    }
+  }
+}
 
 void power_sums_of_five_diagonals_are_traces_of_powers() {
   for (Index n = 1; n <= 7; ++n) {
     Pentadiagonal matrix(n);
-    double sums[kPowers], expected[kPowers] = {};
+    double sums[kPowers];
     power_sums(matrix.view(), sums);
-    for (Index i = 0; i < n; ++i) {
-      expected[0] += matrix.full[i][i];
-      for (Index j = 0; j < n; ++j) {
-        expected[1] += matrix.full[i][j] * matrix.full[j][i];
-        for (Index k = 0; k < n; ++k) expected[2] += matrix.full[i][j] * matrix.full[j][k] * matrix.full[k][i];
-      }
-    }
-    for (int k = 0; k < kPowers; ++k) CHECK_NEAR(sums[k], expected[k], 1e-14);
+    check_power_sums(matrix.full, sums, 1e-14);
   }
-}
-
-// tr (T + t I)^-1 by Gauss and Jordan.
-double trace_of_inverse(Pentadiagonal const& matrix, double t) {
-  double a[7][14] = {}, trace = 0;
-  for (Index i = 0; i < matrix.n; ++i) {
-    for (Index j = 0; j < matrix.n; ++j) a[i][j] = matrix.full[i][j] + (i == j ? t : 0);
-    a[i][7 + i] = 1;
-  }
-  for (Index k = 0; k < matrix.n; ++k) {
-    for (Index i = 0; i < matrix.n; ++i) {
-      double const factor = i == k ? 0 : a[i][k] / a[k][k];
-      for (Index j = 0; j < 14; ++j) a[i][j] -= factor * a[k][j];
-    }
-    for (Index j = 13; j >= 0; --j) a[k][j] /= a[k][k];
-  }
-  for (Index k = 0; k < matrix.n; ++k) trace += a[k][7 + k];
-  return trace;
 }
 
 void resolvent_traces_of_five_diagonals_are_those_of_the_inverse() {
@@ -141,7 +246,7 @@ void resolvent_traces_of_five_diagonals_are_those_of_the_inverse() {
     resolvent_traces(matrix.view(), false, shift, indirect, lowest);
     CHECK(lowest > 0);
     for (int k = 0; k < kSweepsAtOnce; ++k) {
-      double const expected = static_cast<double>(n) - shift[k] * trace_of_inverse(matrix, shift[k]);
+      double const expected = static_cast<double>(n) - shift[k] * trace_of_inverse(matrix.full, shift[k]);
       CHECK_NEAR(direct[k], expected, 1e-13);
       CHECK_NEAR(indirect[k], expected, 1e-7);  // n is added and taken away in float32
     }
@@ -190,6 +295,8 @@ int main() {
   power_sums_are_traces_of_powers();
   power_sums_of_five_diagonals_are_traces_of_powers();
   resolvent_traces_of_five_diagonals_are_those_of_the_inverse();
+  power_terms_of_a_band_sum_to_traces_of_powers();
+  sweeps_of_a_band_are_traces_of_the_inverse_from_one_end_and_from_two();
   resolvent_traces_are_sums_over_eigenvalues();
   an_indefinite_matrix_shows_a_pivot_that_is_not_positive();
   return test::result();
