@@ -41,7 +41,7 @@ OPERANDS_READ = 12  # cycles until a store has read its operands
 # Of another path than that of float32 maps: half precision, diverged warps, calls of divisions; and, within a loop,
 # the division itself, of positions of two dimensions.
 OTHER_PATH = re.compile(r"LDG\.E\.U16|HADD2|^CALL|WARPSYNC\.COLLECTIVE")
-LOAD, EXIT = re.compile(r"^LDG"), re.compile(r"^EXIT")
+EXIT = re.compile(r"^EXIT")
 OTHER_PATH_IN_LOOP = re.compile(rf"{OTHER_PATH.pattern}|F2I")
 
 

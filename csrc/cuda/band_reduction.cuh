@@ -7,8 +7,8 @@
 #pragma once
 #include <type_traits>
 
+#include "cuda/reflector.cuh"
 #include "cuda/tiles.cuh"
-#include "numerics/rational_trace.h"
 
 namespace hrel::cuda {
 
@@ -202,14 +202,9 @@ struct BandReduction {
       }
       float const tail = warp_sum(sums[j]);  // which all else waits for: not from the halves of sum_columns
       sum_columns(sums, lane);
-      // u = x / beta - e_j, beta = -sign(x_j) |x|, |u|^2 = 2 h, h = 1 - x_j / beta: nothing overflows on matrices of
-      // low rank.
-      float const head = top[j], square = tail + head * head, inverse_norm = reciprocal_root(square);
-      bool const reduced = !(tail > kNegligibleSquare);
-      float const signed_inverse = head > 0 ? -inverse_norm : inverse_norm, minus_h = head * signed_inverse - 1;
-      float const scale = reduced ? 0 : signed_inverse;
-      float const u_j = reduced ? 0 : minus_h, inverse_h = reduced ? 0 : -reciprocal(minus_h);
-      if (lane == j) beta = reduced ? head : square * signed_inverse;
+      Reflector const reflector(top[j], tail);
+      float const scale = reflector.scale, u_j = reflector.first, inverse_h = reflector.inverse_h;
+      if (lane == j) beta = reflector.beta;
       float along[kBand];  // u' of the columns, and of the reflectors found so far
 #pragma unroll
       for (int c = 0; c < kBand; ++c) along[c] = scale * sums[c] + u_j * top[c];

@@ -1,6 +1,6 @@
-// How a team of threads holds a square matrix in registers: thread (ty, tx) of kThreadRows x kThreadColumns owns rows
-// r kThreadRows + ty and columns c kThreadColumns + tx, cyclically, so that the work stays balanced while the active
-// part shrinks. The threads of one row are consecutive lanes of one warp.
+// How a team of threads holds the sums of a square matrix in registers: thread (ty, tx) of kThreadRows x kThreadColumns
+// owns rows r kThreadRows + ty and columns c kThreadColumns + tx, cyclically, so that the lower triangle is shared out
+// evenly. The threads of one row are consecutive lanes of one warp.
 // SPDX-License-Identifier: MIT
 #pragma once
 #include "cuda/intrinsics.cuh"
@@ -42,21 +42,6 @@ template <class Shape>
 __device__ __forceinline__ void load_rows(float (&out)[Shape::kRows], float const* vector, int ty) {
   load_vector<Shape::kRows, Shape::kThreadRows>(out, vector, ty);
 }
-template <class Shape>
-__device__ __forceinline__ void load_columns(float (&out)[Shape::kColumns], float const* vector, int tx) {
-  load_vector<Shape::kColumns, Shape::kThreadColumns>(out, vector, tx);
-}
-
-// Calls visit(i) for i = 0 .. Shape::kSize - 1, shared out among the threads in whole warps.
-template <class Shape, class Visit>
-__device__ __forceinline__ void for_each_index(int thread, Visit const& visit) {
-  if constexpr (Shape::kThreads >= Shape::kSize) {
-    if (Shape::kThreads == Shape::kSize || thread < Shape::kSize) visit(thread);
-  } else {
-#pragma unroll
-    for (int q = 0; q < Shape::kSize / Shape::kThreads; ++q) visit(thread + q * Shape::kThreads);
-  }
-}
 
 template <class Real>
 __device__ __forceinline__ Real warp_sum(Real value) {
@@ -64,8 +49,6 @@ __device__ __forceinline__ Real warp_sum(Real value) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
   return value;
 }
-
-inline constexpr float kNegligibleSquare = 1e-30f;  // of a column that a reduction finds reduced already
 
 // Element (row, column), column <= row, of a symmetric matrix kept as its lower triangle, row by row.
 HREL_HD int packed_offset(int row, int column) { return row * (row + 1) / 2 + column; }

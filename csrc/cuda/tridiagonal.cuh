@@ -5,8 +5,8 @@
 //   w = q / h - (u' q / 2 h^2) u,  B <- B - u w' - w u'.
 // SPDX-License-Identifier: MIT
 #pragma once
+#include "cuda/reflector.cuh"
 #include "cuda/tiles.cuh"
-#include "numerics/rational_trace.h"
 
 namespace hrel::cuda {
 
@@ -89,12 +89,9 @@ __device__ __forceinline__ void tridiagonalise_blocks(float const* matrix, Diago
                    (row[chunk + j + 2] * of_x[j + 2] + row[chunk + j + 3] * of_x[j + 3]);
       }
     });
-    float const head = all_x[0], square = tail + head * head, inverse_norm = reciprocal_root(square);
-    bool const reduced = !(tail > kNegligibleSquare);
-    float const signed_inverse = head > 0 ? -inverse_norm : inverse_norm, minus_h = head * signed_inverse - 1;
-    float const scale = reduced ? 0 : signed_inverse, inverse_h = reduced ? 0 : -reciprocal(minus_h);
-    float const beta = reduced ? head : square * signed_inverse, first_u = reduced ? 0 : minus_h;
-    float const q = reduced ? 0 : product * scale - row[0];
+    Reflector const reflector(all_x[0], tail);
+    float const scale = reflector.scale, inverse_h = reflector.inverse_h, first_u = reflector.first;
+    float const q = reflector.reduced ? 0 : product * scale - row[0];
     if (active) all_q[local - p] = q;
     barrier<kThreads>();  // q is written
 
@@ -109,7 +106,7 @@ __device__ __forceinline__ void tridiagonalise_blocks(float const* matrix, Diago
             (of_x[j] * of_q[j] + of_x[j + 1] * of_q[j + 1]) + (of_x[j + 2] * of_q[j + 2] + of_x[j + 3] * of_q[j + 3]);
       }
     });
-    along = (scale * along - (reduced ? 0 : first_q)) * (0.5f * inverse_h * inverse_h);
+    along = (scale * along - (reflector.reduced ? 0 : first_q)) * (0.5f * inverse_h * inverse_h);
     float const own_u = local == p ? first_u : x * scale, own_w = q * inverse_h - along * own_u;
     // B - u (q / h - along u)' - w u' = B - (u / h) q' - (w - along u) u'. Columns move up by one: the one that is
     // reduced comes first.
@@ -125,7 +122,7 @@ __device__ __forceinline__ void tridiagonalise_blocks(float const* matrix, Diago
     });
     if (active && local == p) {
       tri.diagonal[thread] = k < 0 ? x + block.rank_one : x;
-      if (k >= 0) tri.off_diagonal[thread - 1] = beta;
+      if (k >= 0) tri.off_diagonal[thread - 1] = reflector.beta;
       if (left == 1 && thread + 1 < tri.size) tri.off_diagonal[thread] = 0;
     }
   }

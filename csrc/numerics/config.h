@@ -19,7 +19,6 @@ static_assert(__cplusplus >= 202002L, "hrel_ext is C++20");
 #else
 #define HREL_UNROLL(count) HREL_PRAGMA(GCC unroll count)
 #endif
-#define HREL_NO_UNROLL HREL_UNROLL(1)
 
 namespace hrel {
 

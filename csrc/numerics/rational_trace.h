@@ -161,7 +161,7 @@ struct BandSweep {
     Real const zero = shift - shift;
     Real part = zero;
     int const rows = static_cast<int>(band.size);
-    HREL_NO_UNROLL
+    HREL_UNROLL(1)
     for (int i = 0; i < rows; ++i) {
       Real const d = band.diagonal[i];
       Real const* const row = band.beside + i * kBand;
