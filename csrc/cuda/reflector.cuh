@@ -8,7 +8,7 @@ namespace hrel::cuda {
 
 // For a vector x with the first element `head` and the sum of squares `tail` of the others. u = x / beta - e_0 is scale
 // x but for its first element; beta = -sign(head) |x|, |u|^2 = 2 h, h = 1 - head / beta: nothing overflows on matrices
-// of low rank. All but beta are 0 where nothing is left to reflect.
+// of low rank. scale, first and inverse_h are 0 where the vector is reduced already, and beta is its head.
 struct Reflector {
   static constexpr float kNegligibleSquare = 1e-30f;
 
